@@ -1,0 +1,1 @@
+"""LightningDataModules for medical visual question answering, one per imaging modality."""
