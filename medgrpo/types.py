@@ -18,7 +18,8 @@ Shapes use the same letters everywhere:
 from __future__ import annotations
 
 import string
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -63,6 +64,16 @@ class Record:
 
 
 @dataclass(frozen=True)
+class VisionFeatures:
+    """What the vision tower says about the images of a batch, one row per image token, in prompt order."""
+
+    embeds: Tensor
+    """[image tokens, H]"""
+    deepstack: tuple[Tensor, ...] = ()
+    """Qwen3-VL only: features added to the first decoder layers, each [image tokens, H]."""
+
+
+@dataclass(frozen=True)
 class PromptBatch:
     """P *different* prompts, processed once each: never repeated G times."""
 
@@ -77,25 +88,120 @@ class PromptBatch:
     mm_token_type_ids: Tensor
     """[P, T] int64, 1 on image tokens, 0 elsewhere."""
     pixel_values: Tensor | None
-    """[patches, patch dim] float32 of all images in order, or None without images."""
+    """[patches, patch dim] float32 of all images in prompt order, or None without images."""
     image_grid_thw: Tensor | None
     """[images, 3] int64: time, height, width in patches, or None without images."""
     images_per_prompt: tuple[int, ...]
     """[P] number of images of each prompt."""
     thumbnails: tuple[Tensor | None, ...] = ()
     """[P] first image of each prompt for display, uint8 (3, h, w), or None."""
+    position_ids: Tensor | None = None
+    """[3, P, T] rotary positions (time, height, width), set once per rollout batch by ``prefix.prepare``."""
+    vision: VisionFeatures | None = None
+    """Features of a frozen vision tower, set once per rollout batch by ``prefix.prepare``."""
 
     def __len__(self) -> int:
         return len(self.records)
 
     def to(self, device: torch.device | str, **kwargs) -> PromptBatch:
         """The same batch with its tensors on ``device``."""
-        names = ("input_ids", "attention_mask", "mm_token_type_ids", "pixel_values", "image_grid_thw")
-        tensors = {name: getattr(self, name) for name in names}
-        return replace(self, **{n: None if t is None else t.to(device, **kwargs) for n, t in tensors.items()})
+        return self._map(lambda tensor: tensor.to(device, **kwargs))
 
     def pin_memory(self) -> PromptBatch:
         """Called by a DataLoader with ``pin_memory=True``."""
-        names = ("input_ids", "attention_mask", "mm_token_type_ids", "pixel_values", "image_grid_thw")
-        tensors = {name: getattr(self, name) for name in names}
-        return replace(self, **{n: None if t is None else t.pin_memory() for n, t in tensors.items()})
+        return self._map(Tensor.pin_memory)
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> PromptBatch:
+        tensors = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{name: function(t) for name, t in tensors.items() if isinstance(t, Tensor)})
+
+    def select(self, prompts: Sequence[int]) -> PromptBatch:
+        """The batch of these prompts alone, without the padding that only the others needed."""
+        rows = torch.as_tensor(prompts, device=self.input_ids.device)
+        columns = slice(int(self.attention_mask[rows].any(0).long().argmax()), None)
+        image_ends = torch.tensor((0, *self.images_per_prompt)).cumsum(0).tolist()
+        images = [i for p in prompts for i in range(image_ends[p], image_ends[p + 1])]
+        grid = None if self.image_grid_thw is None or not images else self.image_grid_thw[images]
+        pixels, vision = None, None
+        if images and self.pixel_values is not None:
+            patches = self.image_grid_thw.prod(-1).tolist()
+            pixels = torch.cat([self.pixel_values.split(patches)[i] for i in images])
+        if images and self.vision is not None:
+            tokens = (self.mm_token_type_ids == 1).sum(-1).tolist()
+            vision = VisionFeatures(*_select_rows(self.vision, tokens, prompts))
+        return PromptBatch(
+            records=tuple(self.records[p] for p in prompts),
+            texts=tuple(self.texts[p] for p in prompts),
+            input_ids=self.input_ids[rows, columns],
+            attention_mask=self.attention_mask[rows, columns],
+            mm_token_type_ids=self.mm_token_type_ids[rows, columns],
+            pixel_values=pixels,
+            image_grid_thw=grid,
+            images_per_prompt=tuple(self.images_per_prompt[p] for p in prompts),
+            thumbnails=tuple(self.thumbnails[p] for p in prompts) if self.thumbnails else (),
+            position_ids=None if self.position_ids is None else self.position_ids[:, rows, columns],
+            vision=vision,
+        )
+
+
+def _select_rows(
+    vision: VisionFeatures, tokens: list[int], prompts: Sequence[int]
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def select(features: Tensor) -> Tensor:
+        parts = features.split(tokens)
+        return torch.cat([parts[p] for p in prompts])
+
+    return select(vision.embeds), tuple(select(features) for features in vision.deepstack)
+
+
+@dataclass
+class Prefix:
+    """The prompts of a batch, encoded once: what every completion of theirs attends to."""
+
+    keys: list[Tensor]
+    """One per decoder layer, [P, key-value heads, T, head dim]."""
+    values: list[Tensor]
+    """As ``keys``."""
+    mask: Tensor
+    """[P, T] bool, True on real tokens."""
+    next_position: Tensor
+    """[P] int64, the rotary position of the first completion token: ``max(prompt position) + 1``."""
+    last_hidden: Tensor
+    """[P, H] final hidden state of the last prompt token; it scores the first completion token."""
+
+
+@dataclass
+class Completions:
+    """What the policy said: G rows per prompt, rows of a group are neighbours."""
+
+    ids: Tensor
+    """[N, C] int64, right-padded."""
+    mask: Tensor
+    """[N, C] bool, True up to and including the first stop token."""
+    logps: Tensor
+    """[N, C] float32 log-probabilities at sampling time, 0 where ``mask`` is False."""
+    finished: Tensor
+    """[N] bool, True where a stop token was drawn; False where the completion was cut off (truncated)."""
+
+
+@dataclass
+class Rollouts:
+    """One rollout batch, from sampling to the last optimizer step taken on it."""
+
+    prompts: PromptBatch
+    """On the policy's device, with positions and (frozen tower) vision features."""
+    completions: Completions
+    texts: list[str]
+    """[N] decoded completions."""
+    rewards: Tensor
+    """[N, number of rewards] float32, unweighted."""
+    advantages: Tensor
+    """[N] float32"""
+    weights: Tensor
+    """[N, C] float32 weight of each token in the loss; 0 outside the loss mask (``loss.token_weights``)."""
+    active: list[bool]
+    """[P] False for groups that cannot contribute a gradient (equal rewards, ``beta == 0``)."""
+    ref_logps: Tensor | None = None
+    """[N, C] float32 under the reference policy; None when ``beta == 0``."""
+    old_logps: Tensor | None = None
+    """[N, C] float32 under the policy before the first of ``mu`` > 1 steps, filled by the first pass."""
