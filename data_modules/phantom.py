@@ -7,8 +7,12 @@ visual question answering task whose images can be made anywhere, from a seed, i
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 from numpy.random import Generator
+
+from medgrpo.types import LETTERS, MODALITIES, Record
 
 SIZE = 84
 """Width and height of every image in pixels: 6 x 6 patches, 3 x 3 image tokens of Qwen2-VL."""
@@ -24,6 +28,34 @@ FINDINGS = {
     "oct": ("normal", "edema", "hole", "detachment"),
 }
 """Findings of each modality. The order is that of the warm start's long tail: the first is common, the last rare."""
+
+NAMES = {
+    "ct": "CT",
+    "mri": "MRI",
+    "xray": "X-ray",
+    "ultrasound": "ultrasound",
+    "fundus": "fundus photography",
+    "dermoscopy": "dermoscopy",
+    "microscopy": "microscopy",
+    "oct": "OCT",
+}
+"""What a question calls each modality."""
+
+STEMS = {
+    "Disease Diagnosis": (
+        "What is the diagnosis for this image?",
+        "Which finding does this image show?",
+        "What can be seen in this picture?",
+    ),
+    "Modality Recognition": (
+        "What imaging technique was used for this picture?",
+        "Which modality does this image come from?",
+    ),
+}
+"""Wordings of each task. None names the modality, so a question without its image says nothing about the answer."""
+
+DIAGNOSIS_SHARE = 0.8
+"""Share of questions that ask for the diagnosis; the rest ask for the modality."""
 
 Y, X = np.mgrid[0:SIZE, 0:SIZE].astype(np.float32)
 
@@ -271,3 +303,42 @@ def draw(modality: str, finding: str, rng: Generator) -> np.ndarray:
     image *= 1 + 0.08 * smooth_noise(rng, 2)[..., None]
     image += rng.normal(0, 0.03, image.shape)
     return (np.clip(image, 0, 1) * 255).astype(np.uint8)
+
+
+def phantom(
+    seed: int, number: int, shares: tuple[float, float, float, float] = (1, 1, 1, 1), name: str = "phantom"
+) -> Iterator[tuple[Record, np.ndarray]]:
+    """``number`` questions with an image each, [SIZE, SIZE, 3] uint8; the same for the same arguments.
+
+    Options are the answer and one to three others of the same kind in random order: the same modality's other findings,
+    or other modalities. Nothing but the image tells them apart.
+
+    Args:
+        seed: different seeds give different images.
+        number: of questions.
+        shares: how often each modality's four findings occur, in the order of ``FINDINGS``; equally by default.
+        name: prefix of ids and image paths.
+    """
+    rng = np.random.default_rng(seed)
+    weights = np.asarray(shares, np.float64) / sum(shares)
+    for index in range(number):
+        modality = str(rng.choice(MODALITIES))
+        finding = str(rng.choice(FINDINGS[modality], p=weights))
+        task = "Disease Diagnosis" if rng.random() < DIAGNOSIS_SHARE else "Modality Recognition"
+        kind, truth = (FINDINGS[modality], finding) if task == "Disease Diagnosis" else (NAMES.values(), NAMES[modality])
+        others = rng.permutation([option for option in kind if option != truth])
+        options = [str(option) for option in rng.permutation([truth, *others[: rng.integers(1, 4)]])]
+        question = str(rng.choice(STEMS[task]))
+        listed = ", ".join(f"{letter}) {option}" for letter, option in zip(LETTERS, options, strict=False))
+        record = Record(
+            id=f"{name}-{index}",
+            problem=f"{question} {listed}",
+            question=question,
+            options=tuple(options),
+            answer=LETTERS[options.index(truth)],
+            images=(f"{name}/{index}.png",),
+            modality=modality,
+            task=task,
+            dataset="phantom",
+        )
+        yield record, draw(modality, finding, rng)

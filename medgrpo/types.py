@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import string
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 
 import torch
 from torch import Tensor
@@ -205,3 +205,5 @@ class Rollouts:
     """[N, C] float32 under the reference policy; None when ``beta == 0``."""
     old_logps: Tensor | None = None
     """[N, C] float32 under the policy before the first of ``mu`` > 1 steps, filled by the first pass."""
+    passed: set[int] = field(default_factory=set)
+    """Micro-batches whose ``old_logps`` are filled."""

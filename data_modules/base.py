@@ -1,0 +1,258 @@
+"""`MedicalVQADataModule`: question files and images -> prompt batches for training and evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal
+
+import numpy as np
+from lightning import LightningDataModule
+from torch.utils.data import DataLoader
+
+from data_modules.formats import TASKS, Format, modality_of, read_records, task_of
+from data_modules.images import MAX_IMAGE_PIXELS, check_images
+from data_modules.loading import Collate, PositionSampler, RepeatLoader, evaluation_loader, train_loader
+from medgrpo.types import MODALITIES, DataError, Record
+
+Split = Literal["train", "val", "test", "predict"]
+
+_SPLITS: dict[str, tuple[Split, ...]] = {
+    "fit": ("train", "val"),
+    "validate": ("val",),
+    "test": ("test",),
+    "predict": ("predict",),
+}
+
+
+class MedicalVQADataModule(LightningDataModule):
+    """Reads the records of each split, checks all of them before anything trains, and makes the loaders.
+
+    Args:
+        train: question file or files (see ``data_modules.formats``) to train on.
+        val: files for validation during training.
+        test: files for ``test``.
+        predict: files for ``predict``.
+        format: of the files; auto looks at the first record of each.
+        image_root: folder that the image paths of the records start from.
+        prompt: a preset of ``medgrpo.prompts``, or a text with ``{Question}``.
+        prompts_per_batch: P, prompts per rollout batch and rank; a multiple of ``trainer.accumulate_grad_batches``.
+        eval_batch_size: prompts per evaluation batch and rank.
+        max_prompt_length: tokens, image tokens included; longer prompts are an error, never cut. None is no limit.
+        max_image_pixels: pixels of a file; larger files are an error, before they are decoded.
+        resize: (width, height) to stretch every image to before the policy's own resizing, as Med-R1 did with
+            (384, 384); None keeps the shape.
+        num_workers: processes that prepare batches; 0 prepares them in the training process.
+        shuffle: a new order of the training records in each epoch.
+        seed: of that order and of the subsets below.
+        limit_train_records: train on a random subset of this size; None is all.
+        limit_eval_records: evaluate on a random subset of this size; None is all.
+        modalities: keep records of these modalities only; any name in ``formats.ALIASES``.
+        tasks: keep records of these question types only.
+    """
+
+    modality: str = ""
+    """What a subclass for one modality keeps; a file that names no modality is taken to be of this one."""
+    task: str = ""
+    """Likewise for a question type."""
+
+    def __init__(
+        self,
+        train: str | list[str] | None = None,
+        val: str | list[str] | None = None,
+        test: str | list[str] | None = None,
+        predict: str | list[str] | None = None,
+        format: Format = "auto",
+        image_root: str = ".",
+        prompt: str = "think",
+        prompts_per_batch: int = 8,
+        eval_batch_size: int = 16,
+        max_prompt_length: int | None = 1024,
+        max_image_pixels: int = MAX_IMAGE_PIXELS,
+        resize: tuple[int, int] | None = None,
+        num_workers: int = 0,
+        shuffle: bool = True,
+        seed: int = 42,
+        limit_train_records: int | None = None,
+        limit_eval_records: int | None = None,
+        modalities: list[str] | None = None,
+        tasks: list[str] | None = None,
+    ) -> None:
+        super().__init__()
+        problems = [
+            f"{name}: expected at least 1, got {value}"
+            for name, value in {
+                "prompts_per_batch": prompts_per_batch,
+                "eval_batch_size": eval_batch_size,
+                "max_prompt_length": max_prompt_length,
+                "max_image_pixels": max_image_pixels,
+                "limit_train_records": limit_train_records,
+                "limit_eval_records": limit_eval_records,
+            }.items()
+            if value is not None and value < 1
+        ]
+        if resize is not None and min(resize) < 1:
+            problems.append(f"resize: expected a positive width and height, got {resize}")
+        if num_workers < 0:
+            problems.append(f"num_workers: expected at least 0, got {num_workers}")
+        unknown = [name for name in modalities or () if not modality_of(name)]
+        if unknown:
+            problems.append(f"modalities: expected names of {', '.join(MODALITIES)}, got {unknown}")
+        unknown = [name for name in tasks or () if not task_of(name)]
+        if unknown:
+            problems.append(f"tasks: expected some of {', '.join(TASKS)}, got {unknown}")
+        if problems:
+            raise ValueError("\n".join(problems))
+        paths = {"train": train, "val": val, "test": test, "predict": predict}
+        self.paths: dict[str, list[str]] = {s: [p] if isinstance(p, str) else list(p or ()) for s, p in paths.items()}
+        self.format = format
+        self.image_root = image_root
+        self.prompt = prompt
+        self.prompts_per_batch = prompts_per_batch
+        self.eval_batch_size = eval_batch_size
+        self.max_prompt_length = max_prompt_length
+        self.max_image_pixels = max_image_pixels
+        self.resize = resize
+        self.num_workers = num_workers
+        self.shuffle = shuffle
+        self.seed = seed
+        self.limit_train_records = limit_train_records
+        self.limit_eval_records = limit_eval_records
+        self.modalities = {modality_of(name) for name in modalities or ()} or set(MODALITIES) | {""}
+        self.tasks = {task_of(name) for name in tasks or ()}
+        self.records: dict[str, list[Record]] = {}
+        """Records by split, after ``setup``."""
+
+    def setup(self, stage: str) -> None:
+        """Read and check the splits of a stage, all of their images and all of their prompts.
+
+        Raises:
+            DataError: bad files, records or images, prompts that are too long, or nothing left to use.
+            ValueError: a needed file is not set, or batch sizes do not fit the Trainer.
+        """
+        for split in _SPLITS[stage]:
+            if not self.paths[split]:
+                if split == stage or stage == "fit" and split == "train" or stage == "validate":
+                    raise ValueError(f"{stage} needs data.{split}: set it to a question file or a list of them")
+                self.records[split] = []
+                continue
+            self.records[split] = self._limit(split, self._read(split))
+            check_images(self.records[split], self.image_root)
+            if self.trainer is not None:
+                self._collate().check(self.records[split])
+        if stage == "fit" and self.trainer is not None:
+            self._check_batches(len(self.records["train"]))
+
+    def train_dataloader(self) -> RepeatLoader:
+        """Each batch of P prompts as often as one rollout batch is trained on: A times mu."""
+        sampler = PositionSampler(
+            len(self.records["train"]),
+            self.prompts_per_batch,
+            seed=self.seed,
+            shuffle=self.shuffle,
+            rank=self.trainer.global_rank,
+            world_size=self.trainer.world_size,
+        )
+        repeats = self.trainer.accumulate_grad_batches * self.trainer.lightning_module.num_iterations
+        return train_loader(self.records["train"], self._collate(), sampler, repeats, num_workers=self.num_workers)
+
+    def val_dataloader(self) -> DataLoader | list[DataLoader]:
+        """Every validation record once; nothing without ``val``."""
+        return self._evaluation_loader("val") if self.records["val"] else []
+
+    def test_dataloader(self) -> DataLoader:
+        """Every test record once."""
+        return self._evaluation_loader("test")
+
+    def predict_dataloader(self) -> DataLoader:
+        """Every record to predict once."""
+        return self._evaluation_loader("predict")
+
+    def _read(self, split: str) -> list[Record]:
+        """Records of all files of a split, filtered."""
+        kept, found, origin = [], [], {}
+        for path in self.paths[split]:
+            records = self._label(read_records(path, self.format))
+            for record in records:
+                if record.id in origin:
+                    raise DataError(
+                        f"data.{split}: record id {record.id!r} is in {origin[record.id]} and in {path}. "
+                        "List each file once; rename files that have the same name."
+                    )
+            origin |= {record.id: path for record in records}
+            found += records
+            kept += [record for record in records if self._wanted(record)]
+        if not kept:
+            have = sorted({(record.modality or "unknown", record.task or "unknown") for record in found})
+            raise DataError(
+                f"data.{split}: none of {len(found)} records is left after the filters. Files: {self.paths[split]}; "
+                f"(modality, task) in them: {have}; kept: {self._filters()}"
+            )
+        return kept
+
+    def _label(self, records: Sequence[Record]) -> list[Record]:
+        """Files that name no modality, or no task, are taken to be of this class's."""
+        labels = {"modality": self.modality, "task": self.task}
+        missing = {n: label for n, label in labels.items() if label and not any(getattr(r, n) for r in records)}
+        return [replace(record, **missing) for record in records] if missing else list(records)
+
+    def _wanted(self, record: Record) -> bool:
+        return (
+            self.modality in ("", record.modality)
+            and self.task in ("", task_of(record.task))
+            and record.modality in self.modalities
+            and (not self.tasks or task_of(record.task) in self.tasks)
+        )
+
+    def _filters(self) -> str:
+        names = {
+            "modality": [self.modality] if self.modality else sorted(self.modalities - {""}),
+            "task": [self.task] if self.task else sorted(self.tasks) or "any",
+        }
+        return ", ".join(f"{name} {value}" for name, value in names.items())
+
+    def _limit(self, split: str, records: list[Record]) -> list[Record]:
+        limit = self.limit_train_records if split == "train" else self.limit_eval_records
+        if limit is None or limit >= len(records):
+            return records
+        chosen = np.random.default_rng(self.seed).choice(len(records), limit, replace=False)
+        return [records[index] for index in sorted(chosen.tolist())]
+
+    def _check_batches(self, num_records: int) -> None:
+        num_micro, world_size = self.trainer.accumulate_grad_batches, self.trainer.world_size
+        if self.prompts_per_batch % num_micro:
+            raise ValueError(
+                f"data.prompts_per_batch={self.prompts_per_batch} must be a multiple of "
+                f"trainer.accumulate_grad_batches={num_micro}: a rollout batch is cut into that many equal parts"
+            )
+        if num_records < self.prompts_per_batch * world_size:
+            raise DataError(
+                f"data.train: {num_records} records do not fill one batch of prompts_per_batch="
+                f"{self.prompts_per_batch} on each of {world_size} ranks; lower prompts_per_batch or add records"
+            )
+
+    def _collate(self) -> Collate:
+        module = self.trainer.lightning_module
+        return Collate(
+            processor=module.processor,
+            prompt=self.prompt,
+            image_root=self.image_root,
+            min_pixels=module.policy.min_pixels,
+            max_pixels=module.policy.max_pixels,
+            max_prompt_length=self.max_prompt_length,
+            max_image_pixels=self.max_image_pixels,
+            resize=self.resize,
+        )
+
+    def _evaluation_loader(self, split: Split) -> DataLoader:
+        world_size, records = self.trainer.world_size, self.records[split]
+        if len(records) < world_size:
+            raise DataError(f"data.{split}: {len(records)} records do not reach {world_size} ranks; use fewer devices")
+        return evaluation_loader(
+            records,
+            self._collate(),
+            self.eval_batch_size,
+            rank=self.trainer.global_rank,
+            world_size=world_size,
+            num_workers=self.num_workers,
+        )

@@ -1,0 +1,289 @@
+"""Records -> `PromptBatch`: one pass of the processor per prompt batch, an order fixed by (seed, epoch), exact resume."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import BatchSampler, DataLoader, Sampler
+
+from data_modules.images import MAX_IMAGE_PIXELS, MAX_LISTED, image_size, image_tokens, open_rgb, prepare, resolve
+from medgrpo.prompts import messages
+from medgrpo.types import DataError, PromptBatch, Record
+
+if TYPE_CHECKING:
+    from transformers import ProcessorMixin
+
+THUMBNAIL_PIXELS = 224
+"""Longest side of the images kept for display."""
+
+
+@dataclass(frozen=True)
+class Collate:
+    """Makes a `PromptBatch` of some records: opens each image once, runs the processor once.
+
+    It is picklable, so the workers of a `DataLoader` can share a processor that the parent has loaded.
+    """
+
+    processor: ProcessorMixin
+    """Processor of Qwen2-VL, Qwen2.5-VL or Qwen3-VL."""
+    prompt: str
+    """A preset of `medgrpo.prompts`, or a text with ``{Question}``."""
+    image_root: str = "."
+    """Folder that image paths start from."""
+    min_pixels: int | None = None
+    """Least area of an image in pixels after resizing; None is the processor's own."""
+    max_pixels: int | None = None
+    """Greatest area, likewise."""
+    max_prompt_length: int | None = None
+    """Tokens, image tokens included; longer prompts are an error, never cut. None is no limit."""
+    max_image_pixels: int = MAX_IMAGE_PIXELS
+    """Pixels of a file; larger files are not decoded."""
+    resize: tuple[int, int] | None = None
+    """(width, height) that every image is stretched to first, as Med-R1 did with (384, 384); None keeps the shape."""
+
+    def __post_init__(self) -> None:
+        least, greatest = self._limits
+        if least > greatest:
+            raise ValueError(
+                f"min_pixels={least} exceeds max_pixels={greatest} (one of them may be the checkpoint's own); set both"
+            )
+
+    def __call__(self, records: Sequence[Record]) -> PromptBatch:
+        """P records -> their prompts.
+
+        Raises:
+            DataError: an image that cannot be used, or a prompt longer than ``max_prompt_length``.
+        """
+        texts, images, flat = [], [], []
+        for record in records:
+            with _naming(record):
+                texts.append(self._text(record))
+                images.append([self._open(path) for path in record.images])
+                flat += [prepare(image, *self._limits, self._patch_size) for image in images[-1]]
+        options = {"images": flat, "do_resize": False} if flat else {}
+        inputs = self.processor(text=texts, padding=True, padding_side="left", return_tensors="pt", **options)
+        attention_mask = inputs["attention_mask"].bool()
+        for record, length in zip(records, attention_mask.sum(1).tolist(), strict=True):
+            with _naming(record):
+                self._check_length(length)
+        return PromptBatch(
+            records=tuple(records),
+            texts=tuple(texts),
+            input_ids=inputs["input_ids"],
+            attention_mask=attention_mask,
+            mm_token_type_ids=(inputs["input_ids"] == self.processor.image_token_id).long(),
+            pixel_values=inputs["pixel_values"] if flat else None,
+            image_grid_thw=inputs["image_grid_thw"] if flat else None,
+            images_per_prompt=tuple(len(row) for row in images),
+            thumbnails=tuple(_thumbnail(row[0]) if row else None for row in images),
+        )
+
+    def check(self, records: Sequence[Record]) -> None:
+        """Find every prompt that `__call__` would refuse, from text and image headers alone.
+
+        Raises:
+            DataError: the records, up to `MAX_LISTED` of them, with their lengths.
+        """
+        problems = []
+        for record in records:
+            try:
+                with _naming(record):
+                    length = len(self.processor.tokenizer(self._text(record))["input_ids"])
+                    self._check_length(length + sum(self._num_tokens(path) - 1 for path in record.images))
+            except DataError as error:
+                problems.append(str(error))
+        if problems:
+            more = f"\n  ... and {len(problems) - MAX_LISTED} more" if len(problems) > MAX_LISTED else ""
+            listed = "\n  ".join(problems[:MAX_LISTED])
+            raise DataError(f"{len(problems)} of {len(records)} prompts cannot be used:\n  {listed}{more}")
+
+    @property
+    def _limits(self) -> tuple[int, int]:
+        size = self.processor.image_processor.size  # areas, in spite of the names
+        least = size["shortest_edge"] if self.min_pixels is None else self.min_pixels
+        greatest = size["longest_edge"] if self.max_pixels is None else self.max_pixels
+        return least, greatest
+
+    @property
+    def _patch_size(self) -> int:
+        return self.processor.image_processor.patch_size
+
+    def _text(self, record: Record) -> str:
+        said = "\n".join((record.problem, record.question, *record.options))
+        special = [token for token in self.processor.tokenizer.all_special_tokens if token in said]
+        if special:  # it would end the turn, or ask for an image that is not there
+            raise DataError(f"expected plain text, got the model's special token {special[0]}")
+        chat = messages(record, self.prompt)
+        return self.processor.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+
+    def _open(self, path: str) -> Image.Image:
+        image = open_rgb(resolve(self.image_root, path), self.max_image_pixels)
+        return image.resize(self.resize, Image.Resampling.BICUBIC) if self.resize else image
+
+    def _num_tokens(self, path: str) -> int:
+        # Not turned upright: a quarter turn changes no area.
+        size = image_size(resolve(self.image_root, path), self.max_image_pixels)
+        return image_tokens(self.resize or size, *self._limits, self._patch_size)
+
+    def _check_length(self, length: int) -> None:
+        if self.max_prompt_length is not None and length > self.max_prompt_length:
+            raise DataError(
+                f"the prompt has {length} tokens, more than max_prompt_length={self.max_prompt_length}. Raise that "
+                f"option, or lower the policy's max_pixels (now {self._limits[1]}) so that images take fewer tokens."
+            )
+
+
+@contextmanager
+def _naming(record: Record) -> Iterator[None]:
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"record {record.id}: {error}") from error
+
+
+def _thumbnail(image: Image.Image) -> Tensor:
+    """uint8 (3, h, w)"""
+    image = image.copy()
+    image.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+
+
+class PositionSampler(Sampler[int]):
+    """This rank's indices in an order that depends on (seed, epoch) only.
+
+    The permutation is cut into batches of ``prompts_per_batch * world_size``, and rank r takes the r-th part of each,
+    so the ranks are disjoint, all have the same number of whole batches, and how many ranks share a batch does not
+    change its content. What is left over waits for the next epoch's order.
+    """
+
+    def __init__(
+        self,
+        num_records: int,
+        prompts_per_batch: int,
+        *,
+        seed: int = 42,
+        shuffle: bool = True,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self.num_records = num_records
+        self.prompts_per_batch = prompts_per_batch
+        self.seed = seed
+        self.shuffle = shuffle
+        self.rank = rank
+        self.world_size = world_size
+        self.epoch = 0
+        self.start = 0
+        """Batches that iteration leaves out."""
+
+    @property
+    def num_batches(self) -> int:
+        """Batches of each rank in a whole epoch."""
+        return self.num_records // (self.prompts_per_batch * self.world_size)
+
+    def __len__(self) -> int:
+        return self.num_batches * self.prompts_per_batch
+
+    def __iter__(self) -> Iterator[int]:
+        order = np.arange(self.num_records)
+        if self.shuffle:
+            np.random.default_rng((self.seed, self.epoch)).shuffle(order)
+        used = order[: len(self) * self.world_size].reshape(self.num_batches, self.world_size, self.prompts_per_batch)
+        yield from used[self.start :, self.rank].flatten().tolist()
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by Lightning before each epoch."""
+        self.epoch = epoch
+
+
+class RepeatLoader:
+    """Yields each `PromptBatch` of a loader ``repeats`` times, the same object each time.
+
+    It has a length, so Lightning does not prefetch from it; it is no `DataLoader`, so Lightning does not rebuild it; it
+    has a state, so Lightning saves and restores its position. The position counts what was handed out, not what workers
+    have prepared, and is the same on all ranks.
+    """
+
+    def __init__(self, loader: DataLoader, sampler: PositionSampler, repeats: int) -> None:
+        self.loader = loader
+        self.sampler = sampler
+        self.repeats = repeats
+        self.position = 0
+        """Micro-batches handed out in this epoch."""
+        self._resume: tuple[int, int] | None = None
+
+    @property
+    def batch_sampler(self) -> BatchSampler:
+        """Where Lightning finds the sampler whose epoch it sets."""
+        return self.loader.batch_sampler
+
+    def __len__(self) -> int:
+        return self.sampler.num_batches * self.repeats
+
+    def __iter__(self) -> Iterator[PromptBatch]:
+        # Lightning may call iter() before it sets the epoch: all is read at the first next().
+        epoch, position = self._resume or (self.sampler.epoch, 0)
+        self._resume = None
+        self.position = position if epoch == self.sampler.epoch else 0
+        self.sampler.start = self.position // self.repeats
+        for batch in self.loader:
+            for _ in range(self.position % self.repeats, self.repeats):
+                self.position += 1
+                yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """Position, and what it depends on."""
+        epoch, position = self._resume or (self.sampler.epoch, self.position)
+        return {"epoch": epoch, "position": position, **self._layout()}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Continue at the position of ``state``; batches before it are not loaded.
+
+        Raises:
+            ValueError: the state was saved with other data or other batch sizes.
+        """
+        layout = self._layout()
+        changed = [f"{name} was {state[name]}, is {layout[name]}" for name in layout if state[name] != layout[name]]
+        if changed:
+            raise ValueError(
+                f"the checkpoint's position in the training data does not fit: {'; '.join(changed)}. Resume with the "
+                "settings it was saved with, or start a new run from its weights."
+            )
+        self._resume = (state["epoch"], state["position"])
+
+    def _layout(self) -> dict[str, int]:
+        return {
+            "records": self.sampler.num_records,
+            "global_batch": self.sampler.prompts_per_batch * self.sampler.world_size,
+            "repeats": self.repeats,
+            "seed": self.sampler.seed,
+            "shuffle": int(self.sampler.shuffle),
+        }
+
+
+def train_loader(
+    records: Sequence[Record], collate: Collate, sampler: PositionSampler, repeats: int, **options: Any
+) -> RepeatLoader:
+    """Loader of training batches; ``options`` go to the `DataLoader`."""
+    batches = BatchSampler(sampler, sampler.prompts_per_batch, drop_last=True)
+    return RepeatLoader(
+        DataLoader(records, batch_sampler=batches, collate_fn=collate, **options), sampler, repeats
+    )
+
+
+def evaluation_loader(
+    records: Sequence[Record], collate: Collate, batch_size: int, *, rank: int, world_size: int, **options: Any
+) -> DataLoader:
+    """Loader that gives each record to exactly one rank; the ranks' numbers of batches may differ by one."""
+    sampler = None
+    if world_size > 1:
+        sampler = UnrepeatedDistributedSampler(records, num_replicas=world_size, rank=rank, shuffle=False)
+    return DataLoader(records, batch_size, sampler=sampler, collate_fn=collate, **options)

@@ -1,0 +1,182 @@
+"""What a run shows and leaves behind: progress, panels of samples, predictions, checkpoints with adapter folders."""
+
+from __future__ import annotations
+
+import html
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import BasePredictionWriter, ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.trainer.states import RunningStage
+
+from medgrpo.types import DataError, PromptBatch, Rollouts
+
+
+class RolloutProgressBar(TQDMProgressBar):
+    """Lightning's bar, which also moves while completions are drawn: tokens drawn so far and rows still alive."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        pl_module.on_rollout_token = self.show_token
+
+    def show_token(self, tokens: int, alive: int) -> None:
+        """Called by the rollout after each token position."""
+        if self.is_disabled or tokens % self.refresh_rate and alive:
+            return
+        bars = {
+            RunningStage.TRAINING: lambda: self.train_progress_bar,
+            RunningStage.SANITY_CHECKING: lambda: self.val_progress_bar,
+            RunningStage.VALIDATING: lambda: self.val_progress_bar,
+            RunningStage.TESTING: lambda: self.test_progress_bar,
+            RunningStage.PREDICTING: lambda: self.predict_progress_bar,
+        }
+        bar = bars[self.trainer.state.stage]()
+        bar.set_postfix_str(f"rollout: token {tokens}, {alive} completions open" if alive else "")
+
+
+class SamplePanel(Callback):
+    """Writes image, question, completions, extracted answers and rewards to TensorBoard.
+
+    Args:
+        every_n_steps: optimizer steps between panels; the first step always gets one.
+        num_prompts: prompts in a panel.
+    """
+
+    def __init__(self, every_n_steps: int = 50, num_prompts: int = 2) -> None:
+        self.every_n_steps = every_n_steps
+        self.num_prompts = num_prompts
+        self.last_step = 0
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: PromptBatch, batch_idx: int
+    ) -> None:
+        """Draw the panel of the rollout batch that has just been trained on."""
+        step = trainer.global_step
+        if step == self.last_step or not (step == 1 or step % self.every_n_steps == 0):
+            return
+        self.last_step = step
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
+                self._write(logger.experiment, pl_module, step)
+
+    def _write(self, writer: Any, pl_module: LightningModule, step: int) -> None:
+        rollouts: Rollouts = pl_module.rollouts
+        names = [reward.name for reward in pl_module.rewards]
+        for p, record in enumerate(rollouts.prompts.records[: self.num_prompts]):
+            thumbnail = rollouts.prompts.thumbnails[p] if rollouts.prompts.thumbnails else None
+            if thumbnail is not None:
+                writer.add_image(f"samples/{p}/image", thumbnail, step)
+            header = ["completion", "extracted", *names, "advantage"]
+            lines = [
+                f"**{html.escape(record.id)}**: {_cell(rollouts.prompts.texts[p])}",
+                f"gold: **{html.escape(record.answer)}**",
+                "",
+                "| " + " | ".join(header) + " |",
+                "|---" * len(header) + "|",
+            ]
+            for row in range(p * pl_module.num_generations, (p + 1) * pl_module.num_generations):
+                extracted = pl_module.extracted(record, rollouts.texts[row])
+                cells = [_cell(rollouts.texts[row]), _cell(extracted or "unparsed")]
+                cells += [f"{value:g}" for value in rollouts.rewards[row].tolist()]
+                lines.append("| " + " | ".join([*cells, f"{rollouts.advantages[row].item():+.2f}"]) + " |")
+            writer.add_text(f"samples/{p}/completions", "\n".join(lines), step)
+
+
+def _cell(text: str) -> str:
+    return html.escape(text).replace("|", "&#124;").replace("\n", "<br>")
+
+
+class PredictionWriter(BasePredictionWriter):
+    """Writes each prediction as a line of JSON: id, prompt, completion, extracted answer, gold, correct.
+
+    Args:
+        path: of the JSONL file; None is ``predictions.jsonl`` in the run's folder. Ranks after the first write beside
+            it, with ``-rankR`` in the name. An existing file is never overwritten.
+    """
+
+    def __init__(self, path: str | None = None) -> None:
+        super().__init__(write_interval="batch")
+        self.path = path
+        self.file: Path | None = None
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Make the file, before anything is predicted."""
+        folder = Path(trainer.log_dir or trainer.default_root_dir)
+        path = Path(self.path) if self.path else folder / "predictions.jsonl"
+        if trainer.global_rank > 0:
+            path = path.with_stem(f"{path.stem}-rank{trainer.global_rank}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.touch(exist_ok=False)
+        except FileExistsError:
+            raise DataError(f"{path} exists and would be overwritten: set predictions.path to a new file") from None
+        self.file = path
+
+    def write_on_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        prediction: list[dict],
+        batch_indices: Sequence[int] | None,
+        batch: PromptBatch,
+        batch_idx: int,
+        dataloader_idx: int,
+    ) -> None:
+        """Append the rows of one batch."""
+        with self.file.open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in prediction)
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say where the predictions are."""
+        print(f"predictions: {self.file}")
+
+
+class Checkpoint(ModelCheckpoint):
+    """Lightning's checkpoint, and beside ``NAME.ckpt`` a folder ``NAME/`` with the PEFT adapter (or the whole model).
+
+    The ``.ckpt`` resumes training (``--ckpt_path``); the folder is for ``PeftModel.from_pretrained`` and for
+    ``model.policy.adapter``. Arguments are those of ``ModelCheckpoint``.
+    """
+
+    def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
+        super()._save_checkpoint(trainer, filepath)
+        if trainer.is_global_zero:
+            folder = Path(filepath).with_suffix("")
+            partial = folder.with_name(folder.name + ".partial")
+            shutil.rmtree(partial, ignore_errors=True)
+            trainer.lightning_module.policy.save(partial, trainer.lightning_module.processor)
+            shutil.rmtree(folder, ignore_errors=True)
+            partial.rename(folder)
+
+    def _remove_checkpoint(self, trainer: Trainer, filepath: str) -> None:
+        super()._remove_checkpoint(trainer, filepath)
+        if trainer.is_global_zero:
+            shutil.rmtree(Path(filepath).with_suffix(""), ignore_errors=True)
+
+
+class ScheduleCheck(Callback):
+    """Refuses, before the first step, settings that would cut a rollout batch in two."""
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Collect all problems and raise once."""
+        num_micro, num_iterations = trainer.accumulate_grad_batches, pl_module.num_iterations
+        window = num_micro * num_iterations
+        reason = f"accumulate_grad_batches ({num_micro}) * num_iterations ({num_iterations})"
+        problems = []
+        for name in ("limit_train_batches", "val_check_interval"):
+            value = getattr(trainer, name)
+            if isinstance(value, int) and not isinstance(value, bool) and value % window:
+                problems.append(f"trainer.{name}: expected a multiple of {window} = {reason}, got {value}")
+        for callback in trainer.checkpoint_callbacks:
+            every = callback._every_n_train_steps
+            if every and every % num_iterations:
+                problems.append(
+                    f"checkpoint.every_n_train_steps: expected a multiple of num_iterations ({num_iterations}), got {every}"
+                )
+        if problems:
+            raise ValueError("\n".join(problems))

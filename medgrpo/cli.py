@@ -1,0 +1,43 @@
+"""``medgrpo fit | validate | test | predict``: LightningCLI, configured from YAML and the command line."""
+
+from __future__ import annotations
+
+import sys
+
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+from data_modules.base import MedicalVQADataModule
+from medgrpo.callbacks import Checkpoint, PredictionWriter, RolloutProgressBar, SamplePanel, ScheduleCheck
+from medgrpo.module import GRPOModule
+from medgrpo.types import DataError
+
+
+class MedGRPOCLI(LightningCLI):
+    """The Trainer's commands with the callbacks that every run has."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Each of these callbacks is a group of options; ``--checkpoint.monitor`` is ``Checkpoint``'s ``monitor``."""
+        parser.add_lightning_class_args(Checkpoint, "checkpoint")
+        parser.add_lightning_class_args(SamplePanel, "sample_panel")
+        parser.add_lightning_class_args(PredictionWriter, "predictions")
+        parser.set_defaults({"checkpoint.save_last": "link", "checkpoint.auto_insert_metric_name": False})
+
+
+def main(args: list[str] | None = None) -> None:
+    """The console command."""
+    try:
+        MedGRPOCLI(
+            GRPOModule,
+            MedicalVQADataModule,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            save_config_kwargs={"overwrite": True},
+            trainer_defaults={"callbacks": [RolloutProgressBar(), ScheduleCheck()]},
+            args=args,
+        )
+    except DataError as error:
+        sys.exit(f"medgrpo: {error}")
+
+
+if __name__ == "__main__":
+    main()

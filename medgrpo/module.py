@@ -1,0 +1,449 @@
+"""GRPO on a Qwen-VL policy, one training step from top to bottom.
+
+    prompts -> completions -> rewards -> advantages -> loss
+
+Group Relative Policy Optimization (DeepSeekMath, arXiv 2402.03300, eq. 3 and 21), with the clip of DAPO (2503.14476) and
+the reductions of Dr. GRPO (2503.20783). Differences from a plain implementation, none of which changes a gradient:
+
+1) Each prompt is encoded once per pass and shared by its G completions (``prefix.py``).
+2) Denominators are those of the whole rollout batch over all ranks, so the gradient depends neither on how the batch is
+   cut into micro-batches nor on the number of ranks.
+3) Groups whose rewards are all equal are skipped when ``beta == 0``: their gradient is zero.
+4) With one step per rollout batch the old log-probabilities are the new ones, detached; with more they are those of the
+   first pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from lightning import LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor
+
+from medgrpo.advantages import group_advantages, zero_variance
+from medgrpo.evaluation import GroupAccuracy, judge
+from medgrpo.loss import clip_ratios, kl_k3, token_loss, token_weights
+from medgrpo.metrics import PassStatistics, Timer, peak_memory_gib, rollout_metrics
+from medgrpo.policy import Policy
+from medgrpo.prefix import prepare, score
+from medgrpo.rewards import Reward, score_completions
+from medgrpo.rollout import sample
+from medgrpo.types import Completions, PromptBatch, Record, Rollouts
+
+STOP_TOKENS = ("<|im_end|>", "<|endoftext|>")
+"""Any of these ends a completion."""
+
+
+class GRPOModule(LightningModule):
+    """Trains ``policy`` to say what ``rewards`` reward.
+
+    Args:
+        policy: what is trained; see ``Policy``.
+        rewards: each scores every completion.
+        optimizer: called with the trainable parameters.
+        lr_scheduler: called with the optimizer, stepped once per optimizer step; None keeps the learning rate.
+        reward_weights: one weight per reward; None is 1 each.
+        num_generations: G, completions per prompt, at least 2.
+        max_completion_length: tokens; longer completions are cut off.
+        min_completion_length: tokens, stop token included, before which no completion ends.
+        temperature: of sampling, and of the policy whose log-probabilities are trained.
+        top_p: nucleus mass of sampling; 1 keeps all tokens.
+        top_k: number of candidate tokens in sampling; 0 keeps all.
+        num_iterations: mu, optimizer steps on each rollout batch.
+        beta: weight of the KL term (k3 estimator); 0 needs no reference policy.
+        epsilon: the ratio is clipped below at ``1 - epsilon``.
+        epsilon_high: the ratio is clipped above at ``1 + epsilon_high``; None is ``epsilon``.
+        loss_type: how token losses are averaged; see ``loss.token_weights``.
+        scale_rewards: divide centred rewards by the standard deviation of the group, of the batch, or not at all.
+        mask_truncated_completions: leave completions that were cut off out of the loss.
+        max_nonfinite_steps: stop after this many steps in a row without a finite gradient; each is skipped and counted.
+        seed: of the rollouts, together with epoch, batch and rank.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        rewards: list[Reward],
+        optimizer: OptimizerCallable,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        reward_weights: list[float] | None = None,
+        num_generations: int = 8,
+        max_completion_length: int = 256,
+        min_completion_length: int = 0,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        num_iterations: int = 1,
+        beta: float = 0.0,
+        epsilon: float = 0.2,
+        epsilon_high: float | None = None,
+        loss_type: Literal["grpo", "bnpo", "dr_grpo", "dapo"] = "dapo",
+        scale_rewards: Literal["group", "batch", "none"] = "group",
+        mask_truncated_completions: bool = False,
+        max_nonfinite_steps: int = 5,
+        seed: int = 42,
+    ) -> None:
+        super().__init__()
+        problems = []
+        if num_generations < 2:
+            problems.append(f"num_generations: a group needs at least 2 completions, got {num_generations}")
+        if not rewards:
+            problems.append("rewards: expected at least one")
+        if reward_weights is not None and len(reward_weights) != len(rewards):
+            problems.append(f"reward_weights: expected {len(rewards)} (one per reward), got {len(reward_weights)}")
+        if len({reward.name for reward in rewards}) != len(rewards):
+            problems.append(f"rewards: names must differ, got {[reward.name for reward in rewards]}")
+        if not 1 <= max_completion_length >= min_completion_length >= 0:
+            problems.append(
+                "max_completion_length: expected at least 1 and at least min_completion_length, "
+                f"got {max_completion_length} and {min_completion_length}"
+            )
+        if not temperature > 0:
+            problems.append(f"temperature: expected more than 0, got {temperature}")
+        if not 0 < top_p <= 1 or top_k < 0:
+            problems.append(f"top_p in (0, 1] and top_k >= 0 expected, got {top_p} and {top_k}")
+        if num_iterations < 1:
+            problems.append(f"num_iterations: expected at least 1, got {num_iterations}")
+        if beta < 0:
+            problems.append(f"beta: expected at least 0, got {beta}")
+        if problems:
+            raise ValueError("\n".join(problems))
+        self.policy = policy
+        self.rewards = rewards
+        self.optimizer = optimizer
+        self.lr_scheduler = lr_scheduler
+        self.reward_weights = reward_weights
+        self.num_generations = num_generations
+        self.max_completion_length = max_completion_length
+        self.min_completion_length = min_completion_length
+        self.temperature = temperature
+        self.top_p = top_p
+        self.top_k = top_k
+        self.num_iterations = num_iterations
+        self.beta = beta
+        self.epsilon = epsilon
+        self.epsilon_high = epsilon if epsilon_high is None else epsilon_high
+        self.loss_type = loss_type
+        self.scale_rewards = scale_rewards
+        self.mask_truncated_completions = mask_truncated_completions
+        self.max_nonfinite_steps = max_nonfinite_steps
+        self.seed = seed
+
+        self.rollouts: Rollouts | None = None
+        self.rollout_values: dict[str, Tensor] = {}
+        self.statistics = PassStatistics()
+        self.timer = Timer()
+        self.grad_norm = 0.0
+        self.num_tokens = 0
+        self.rollout_tokens = 0
+        self.nonfinite_steps = 0
+        self.nonfinite_in_a_row = 0
+        self.on_rollout_token: Callable[[int, int], None] | None = None
+        """Called while completions are drawn, with (tokens so far, rows still alive); a progress bar sets it."""
+        self.strict_loading = False  # checkpoints hold only what trains; on_load_checkpoint compares the names
+
+    # ------------------------------------------------------------------------------------------------ the algorithm
+
+    def training_step(self, prompts: PromptBatch, batch_idx: int) -> Tensor:
+        """One micro-batch of one pass over a rollout batch.
+
+        The loader yields each batch ``accumulate_grad_batches * num_iterations`` times: the first draws completions,
+        all train on them.
+        """
+        num_micro = self.trainer.accumulate_grad_batches
+        window, step = divmod(batch_idx, num_micro * self.num_iterations)
+        if step == 0 or self.rollouts is None:  # None inside a window: resumed there
+            self.zero_grad(set_to_none=True)  # or the last step's gradients would live through the rollout
+            self.rollouts = self.collect(prompts, window)
+        self.timer.start("train")
+        loss = self.micro_loss(self.rollouts, step % num_micro, num_micro)
+        # Undo Lightning's division by the micro-batches and the strategy's by the ranks: the weights divide already.
+        return loss * num_micro * self.trainer.world_size
+
+    @torch.no_grad()
+    def collect(self, prompts: PromptBatch, window: int) -> Rollouts:
+        """Draw G completions per prompt, score them, and fix everything about the loss but the policy itself."""
+        network = self.policy.network
+        with self.timer("rollout"):
+            prompts = prepare(network, prompts, self.device, self.policy.freeze_vision)
+            completions = self.sample(prompts, self._generator(window))
+            texts = self.decode(completions)
+        with self.timer("reward"):
+            records = [record for record in prompts.records for _ in range(self.num_generations)]
+            total, rewards = score_completions(self.rewards, self.reward_weights, texts, records)
+            total, rewards = total.to(self.device), rewards.to(self.device)
+
+        mask, finished = completions.mask, completions.finished
+        loss_mask = mask & finished[:, None] if self.mask_truncated_completions else mask
+        rows = torch.column_stack([rewards, total, mask.sum(1), finished, loss_mask.sum(1)]).float()
+        everywhere = self.all_gather(rows).view(-1, rows.shape[1])  # [N * W, R + 4]: the one collective of a rollout
+        *all_rewards, all_total, all_lengths, all_finished, all_loss_tokens = everywhere.unbind(1)
+        advantages = group_advantages(total, self.num_generations, self.scale_rewards, batch_rewards=all_total)
+        weights = token_weights(
+            loss_mask,
+            self.loss_type,
+            total_sequences=len(everywhere),
+            total_tokens=int(all_loss_tokens.sum()),
+            max_completion_length=self.max_completion_length,
+        )
+        can_learn = ~zero_variance(total, self.num_generations) | (self.beta > 0)
+        active = can_learn & weights.view(len(prompts), -1).any(1)
+        self.rollout_values = rollout_metrics(
+            torch.stack(all_rewards, 1),
+            [reward.name for reward in self.rewards],
+            all_total,
+            all_lengths,
+            all_finished,
+            self.num_generations,
+        )
+        self.rollout_tokens = int(all_lengths.sum()) + self.trainer.world_size * int(prompts.attention_mask.sum())
+        self.num_tokens += self.rollout_tokens
+        self.rollout_values["num_tokens"] = torch.tensor(float(self.num_tokens))
+        rollouts = Rollouts(prompts, completions, texts, rewards, advantages, weights, active.tolist())
+        if self.beta > 0:
+            with self.timer("reference"), self.policy.as_reference() as reference:
+                rollouts.ref_logps = self._reference_logps(reference, rollouts)
+        if self.num_iterations > 1:
+            rollouts.old_logps = torch.zeros_like(completions.logps)
+        return rollouts
+
+    def micro_loss(self, rollouts: Rollouts, micro: int, num_micro: int) -> Tensor:
+        """The share of the groups of one micro-batch in the loss of the whole rollout batch."""
+        groups = [p for p in self._groups(rollouts, micro, num_micro) if rollouts.active[p]]
+        if not groups:
+            return self._anchor()
+        rows, ids, mask = self._rows(rollouts, groups)
+        logps, entropy = score(
+            self.policy.network, rollouts.prompts.select(groups), ids, mask, self.temperature, self.suppressed
+        )
+        length = ids.shape[1]
+        old_logps = logps.detach()
+        if self.num_iterations > 1:
+            if micro not in rollouts.passed:
+                rollouts.passed.add(micro)
+                rollouts.old_logps[rows, :length] = old_logps
+            old_logps = rollouts.old_logps[rows, :length]
+        per_token = token_loss(logps, old_logps, rollouts.advantages[rows], self.epsilon, self.epsilon_high)
+        sums = {"tokens": mask.sum(), "entropy": entropy.sum()}
+        if self.beta > 0:
+            kl = kl_k3(logps, rollouts.ref_logps[rows, :length])
+            per_token = per_token + self.beta * kl
+            sums["kl"] = (kl * mask).sum()
+        difference = (logps.detach() - rollouts.completions.logps[rows, :length]).abs() * mask
+        clipped = clip_ratios(logps, old_logps, rollouts.advantages[rows], mask, self.epsilon, self.epsilon_high)
+        self.statistics.add(
+            sums | clipped | {"sampling/sampling_logp_difference/mean": difference.sum()},
+            {"sampling/sampling_logp_difference/max": difference.max()},
+        )
+        loss = (rollouts.weights[rows, :length] * per_token).sum()
+        return loss + self._anchor() if self.trainer.world_size > 1 else loss
+
+    def sample(self, prompts: PromptBatch, generator: torch.Generator) -> Completions:
+        """G completions per prompt with the training settings."""
+        return sample(
+            self.policy.network,
+            prompts,
+            num_generations=self.num_generations,
+            max_completion_length=self.max_completion_length,
+            min_completion_length=self.min_completion_length,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            top_k=self.top_k,
+            stop_ids=self.stop_ids,
+            suppressed=self.suppressed,
+            pad_id=self.processor.tokenizer.pad_token_id,
+            generator=generator,
+            on_token=self.on_rollout_token,
+        )
+
+    def answer(self, prompts: PromptBatch) -> list[dict]:
+        """One greedy completion per question, judged; see ``evaluation.judge``, plus the prompt."""
+        prompts = prepare(self.policy.network, prompts, self.device, self.policy.freeze_vision)
+        completions = sample(
+            self.policy.network,
+            prompts,
+            num_generations=1,
+            max_completion_length=self.max_completion_length,
+            temperature=0.0,
+            stop_ids=self.stop_ids,
+            suppressed=self.suppressed,
+            pad_id=self.processor.tokenizer.pad_token_id,
+            on_token=self.on_rollout_token,
+        )
+        rows = zip(prompts.records, prompts.texts, self.decode(completions), completions.finished.tolist(), strict=True)
+        return [judge(record, text, finished) | {"prompt": prompt} for record, prompt, text, finished in rows]
+
+    def extracted(self, record: Record, completion: str) -> str | None:
+        """The answer read from a completion, None when unparsed."""
+        return judge(record, completion, finished=True)["answer"]
+
+    def decode(self, completions: Completions) -> list[str]:
+        """[N] texts without special tokens."""
+        rows = [ids[mask] for ids, mask in zip(completions.ids.cpu(), completions.mask.cpu(), strict=True)]
+        return self.processor.tokenizer.batch_decode(rows, skip_special_tokens=True)
+
+    def _generator(self, window: int) -> torch.Generator:
+        # From the position in training, not from global state: resuming draws what an uninterrupted run draws.
+        state = np.random.SeedSequence((self.seed, self.current_epoch, window, self.global_rank)).generate_state(1)
+        return torch.Generator().manual_seed(int(state[0]))
+
+    def _reference_logps(self, reference: torch.nn.Module, rollouts: Rollouts) -> Tensor:
+        num_micro = self.trainer.accumulate_grad_batches
+        logps = torch.zeros_like(rollouts.completions.logps)
+        prompts = rollouts.prompts
+        if prompts.pixel_values is not None:  # a trainable tower: the reference has its own eyes
+            prompts = prepare(reference, prompts, self.device, frozen_vision=True)
+        for micro in range(num_micro):
+            groups = self._groups(rollouts, micro, num_micro)
+            rows, ids, mask = self._rows(rollouts, groups)
+            scored, _ = score(reference, prompts.select(groups), ids, mask, self.temperature, self.suppressed)
+            logps[rows, : ids.shape[1]] = scored
+        return logps
+
+    @staticmethod
+    def _groups(rollouts: Rollouts, micro: int, num_micro: int) -> list[int]:
+        size = len(rollouts.prompts) // num_micro
+        return list(range(micro * size, (micro + 1) * size))
+
+    def _rows(self, rollouts: Rollouts, groups: list[int]) -> tuple[Tensor, Tensor, Tensor]:
+        """Row indices, ids and mask of these groups, without the columns that only longer completions need."""
+        first = torch.tensor(groups, device=self.device) * self.num_generations
+        rows = (first[:, None] + torch.arange(self.num_generations, device=self.device)).flatten()
+        mask = rollouts.completions.mask[rows]
+        length = int(mask.sum(1).max())
+        return rows, rollouts.completions.ids[rows, :length], mask[:, :length]
+
+    def _anchor(self) -> Tensor:
+        # A differentiable 0 that reaches every trainable parameter: all ranks then take part in the same gradient
+        # exchange, whichever groups, images or adapters their micro-batch has.
+        return sum(p.sum() for p in self.policy.parameters() if p.requires_grad) * 0.0
+
+    # ------------------------------------------------------------------------------------------------- Lightning
+
+    @cached_property
+    def processor(self) -> Any:
+        """The checkpoint's processor: tokenizer, chat template and image settings."""
+        from transformers import AutoProcessor
+
+        processor = AutoProcessor.from_pretrained(self.policy.model_name_or_path)
+        processor.tokenizer.padding_side = "left"
+        return processor
+
+    def configure_model(self) -> None:
+        """Load the policy, once."""
+        if self.policy.model is not None:
+            return
+        self.policy.load(with_reference=self.beta > 0 and self.trainer.state.fn == "fit")
+        vocabulary = self.processor.tokenizer.get_vocab()
+        stop = [vocabulary[token] for token in STOP_TOKENS if token in vocabulary]
+        if not stop:
+            raise ValueError(f"the tokenizer of {self.policy.model_name_or_path} has none of {', '.join(STOP_TOKENS)}")
+        self.register_buffer("stop_ids", torch.tensor(stop), persistent=False)
+        self.register_buffer("suppressed", torch.tensor(self.policy.suppressed_ids()), persistent=False)
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """The optimizer over what trains, and the scheduler stepped with it."""
+        optimizer = self.optimizer([p for p in self.policy.parameters() if p.requires_grad])
+        if self.lr_scheduler is None:
+            return {"optimizer": optimizer}
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.lr_scheduler(optimizer), "interval": "step"}}
+
+    def transfer_batch_to_device(self, batch: PromptBatch, device: torch.device, dataloader_idx: int) -> PromptBatch:
+        """Leave the batch where it is: the loader repeats it, and ``prepare`` moves it once per rollout."""
+        return batch
+
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        """Clip as the Trainer says; a step whose gradient is not finite is skipped and counted."""
+        gradients = [p.grad for p in self.policy.parameters() if p.grad is not None]
+        self.grad_norm = float(torch.nn.utils.get_total_norm(gradients))
+        if np.isfinite(self.grad_norm):
+            self.nonfinite_in_a_row = 0
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+            return
+        self.zero_grad(set_to_none=True)  # the optimizer leaves parameters without a gradient as they are
+        self.nonfinite_steps += 1
+        self.nonfinite_in_a_row += 1
+        if self.nonfinite_in_a_row >= self.max_nonfinite_steps:
+            raise FloatingPointError(
+                f"{self.nonfinite_in_a_row} steps in a row had no finite gradient: lower the learning rate, raise beta, "
+                "or set trainer.gradient_clip_val (max_nonfinite_steps says when to give up)"
+            )
+
+    def on_train_batch_end(self, outputs: Any, batch: PromptBatch, batch_idx: int) -> None:
+        """Log once per optimizer step: Lightning drops what is logged while it accumulates."""
+        self.timer.stop("train")
+        if (batch_idx + 1) % self.trainer.accumulate_grad_batches:
+            return
+        timing = self.timer.pop()
+        values = self.rollout_values | self.statistics.pop() | timing
+        values["grad_norm"] = self.grad_norm
+        values["nonfinite_steps"] = float(self.nonfinite_steps)
+        values["perf/tokens_per_second"] = self.rollout_tokens / timing["step_time"]
+        values["perf/peak_memory_gib"] = peak_memory_gib()
+        self.log_dict(values, batch_size=len(batch))
+        self.log("reward", self.rollout_values["reward"], prog_bar=True, batch_size=len(batch))
+
+    def on_train_epoch_end(self) -> None:
+        """Rollouts never outlive the pass over the data that drew them."""
+        self.rollouts = None
+
+    def on_validation_start(self) -> None:
+        """Name the groups of the records that will be judged."""
+        self.accuracy = GroupAccuracy(self.trainer.datamodule.records["val"]).to(self.device)
+
+    def on_test_start(self) -> None:
+        """Name the groups of the records that will be judged."""
+        self.accuracy = GroupAccuracy(self.trainer.datamodule.records["test"]).to(self.device)
+
+    def validation_step(self, prompts: PromptBatch, batch_idx: int) -> list[dict]:
+        """Greedy answers to the validation questions."""
+        return self._judge(prompts)
+
+    def test_step(self, prompts: PromptBatch, batch_idx: int) -> list[dict]:
+        """Greedy answers to the test questions."""
+        return self._judge(prompts)
+
+    def predict_step(self, prompts: PromptBatch, batch_idx: int) -> list[dict]:
+        """Greedy answers, judged; the prediction writer puts them on disk."""
+        return self.answer(prompts)
+
+    def _judge(self, prompts: PromptBatch) -> list[dict]:
+        rows = self.answer(prompts)
+        self.accuracy.update(prompts.records, rows)
+        return rows
+
+    def on_validation_epoch_end(self) -> None:
+        """``val/accuracy``, by modality and question type, and the rates of unparsed and truncated answers."""
+        self.log_dict({f"val/{name}": value for name, value in self.accuracy.compute().items()})
+
+    def on_test_epoch_end(self) -> None:
+        """``test/accuracy``, by modality and question type, and the rates of unparsed and truncated answers."""
+        self.log_dict({f"test/{name}": value for name, value in self.accuracy.compute().items()})
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what trains and what resuming needs, nothing else."""
+        trained = self._trained_names()
+        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}
+        checkpoint["grpo"] = {"num_tokens": self.num_tokens, "nonfinite_steps": self.nonfinite_steps}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint that does not hold exactly what trains here."""
+        expected, got = self._trained_names(), set(checkpoint["state_dict"])
+        if expected != got:
+            raise ValueError(
+                f"the checkpoint does not fit this policy: {len(expected & got)} of {len(expected)} trained tensors "
+                f"are in it, {len(got - expected)} others are too, e.g. {sorted(expected ^ got)[0]}; use_peft, "
+                "lora_target_modules, freeze_vision and model_name_or_path must be those of the run that saved it"
+            )
+        self.num_tokens = checkpoint["grpo"]["num_tokens"]
+        self.nonfinite_steps = checkpoint["grpo"]["nonfinite_steps"]
+
+    def _trained_names(self) -> set[str]:
+        return {name for name, parameter in self.named_parameters() if parameter.requires_grad}

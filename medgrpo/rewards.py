@@ -1,0 +1,179 @@
+"""Completions -> rewards.
+
+A reward is a subclass of ``Reward``, reached by ``class_path``; this is a whole one::
+
+    class ShortReward(Reward):
+        name = "short_reward"
+
+        def __call__(self, completions, records):
+            return [1.0 if len(text) < 400 else 0.0 for text in completions]
+
+``MedR1*`` and ``MedVLMR1*`` score as those projects do, faults included, for runs that reproduce theirs.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from numbers import Real
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from medgrpo.answers import verdict
+from medgrpo.types import Record
+
+
+class Reward(ABC):
+    """Scores completions, each with the record that it answers."""
+
+    name: str
+    """Unique in a run; the metrics are ``rewards/NAME/mean`` and ``rewards/NAME/std``."""
+
+    @abstractmethod
+    def __call__(self, completions: list[str], records: list[Record]) -> list[float]:
+        """One finite number per completion.
+
+        Args:
+            completions: [N] decoded texts.
+            records: [N] the record of each completion.
+        """
+
+
+class AccuracyReward(Reward):
+    """1 when the extracted answer is right, 0 when it is wrong or unparsed."""
+
+    name = "accuracy_reward"
+
+    def __call__(self, completions: list[str], records: list[Record]) -> list[float]:
+        return [float(verdict(r, c) == "right") for c, r in zip(completions, records, strict=True)]
+
+
+# A run of text without any think or answer tag.
+_PLAIN = r"(?:(?!</?(?i:think|answer)>).)*"
+_THINK = rf"<think>{_PLAIN}</think>"
+_ANSWER = rf"<answer>(?P<answer>{_PLAIN})</answer>"
+
+
+class FormatReward(Reward):
+    """1 when the completion is exactly the blocks asked for, 0 otherwise.
+
+    ``think``: one think block, then one answer block; ``think_after``: the reverse; ``nothink``: one answer block.
+    Tags in lower case, as the prompts ask; nothing but white space around and between; the answer is not empty.
+    """
+
+    name = "format_reward"
+
+    def __init__(self, style: Literal["think", "nothink", "think_after"]) -> None:
+        patterns = {
+            "think": rf"\s*{_THINK}\s*{_ANSWER}\s*",
+            "nothink": rf"\s*{_ANSWER}\s*",
+            "think_after": rf"\s*{_ANSWER}\s*{_THINK}\s*",
+        }
+        if style not in patterns:
+            raise ValueError(f"style: expected one of {', '.join(patterns)}; got {style!r}")
+        self.pattern = re.compile(patterns[style], re.DOTALL)
+
+    def __call__(self, completions: list[str], records: list[Record]) -> list[float]:
+        matches = [self.pattern.fullmatch(text) for text in completions]
+        return [float(match is not None and match["answer"].strip() != "") for match in matches]
+
+
+class MedR1Accuracy(Reward):
+    """Med-R1: the first one-line answer block, or the whole completion without one, equals the letter exactly.
+
+    Med-R1 first tries ``math_verify`` on the whole completion; on letters that never succeeds, so it is left out.
+    """
+
+    name = "med_r1_accuracy_reward"
+
+    def __call__(self, completions: list[str], records: list[Record]) -> list[float]:
+        blocks = [re.search(r"<answer>(.*?)</answer>", text) for text in completions]
+        said = [block[1] if block else text for block, text in zip(blocks, completions, strict=True)]
+        return [float(text.strip() == record.answer) for text, record in zip(said, records, strict=True)]
+
+
+class MedR1Format(Reward):
+    """Med-R1 and, with ``style="think"``, MedVLM-R1: lazy full match that lets further blocks and empty ones pass."""
+
+    name = "med_r1_format_reward"
+
+    def __init__(self, style: Literal["think", "nothink"]) -> None:
+        patterns = {"think": r"<think>.*?</think>\s*<answer>.*?</answer>", "nothink": r"\s*<answer>.*?</answer>"}
+        if style not in patterns:
+            raise ValueError(f"style: expected one of {', '.join(patterns)}; got {style!r}")
+        self.pattern = re.compile(patterns[style], re.DOTALL)
+
+    def __call__(self, completions: list[str], records: list[Record]) -> list[float]:
+        return [float(self.pattern.fullmatch(text) is not None) for text in completions]
+
+
+class MedVLMR1Accuracy(Reward):
+    """MedVLM-R1: the first answer block holds exactly one character A to J and it is the gold letter.
+
+    1 when nothing else is in the block, 0.5 when other text is, which also pays ``CT`` for C.
+    """
+
+    name = "medvlm_r1_accuracy_reward"
+
+    def __call__(self, completions: list[str], records: list[Record]) -> list[float]:
+        return [self._score(text, record.answer) for text, record in zip(completions, records, strict=True)]
+
+    def _score(self, completion: str, gold: str) -> float:
+        block = re.search(r"<answer>(.*?)</answer>", completion, re.DOTALL | re.IGNORECASE)
+        said = "".join(block[1].upper().split()) if block else ""
+        if re.findall(r"[A-J]", said) != ["".join(gold.upper().split())]:
+            return 0.0
+        return 1.0 if len(said) == 1 else 0.5
+
+
+def weighted_sum(rewards: Tensor, weights: Sequence[float]) -> Tensor:
+    """Combines the rewards of each completion.
+
+    Args:
+        rewards: [N, R] float32.
+        weights: [R], the option ``reward_weights``.
+
+    Returns:
+        [N] float32.
+
+    Raises:
+        ValueError: There is not one weight per reward.
+    """
+    if len(weights) != rewards.shape[1]:
+        raise ValueError(f"reward_weights: expected {rewards.shape[1]}, one per reward; got {len(weights)}")
+    return (rewards * torch.tensor(weights, dtype=torch.float32, device=rewards.device)).sum(dim=1)
+
+
+def score_completions(
+    rewards: list[Reward], weights: list[float] | None, completions: list[str], records: list[Record]
+) -> tuple[Tensor, Tensor]:
+    """Scores completions with every reward.
+
+    Args:
+        rewards: R rewards.
+        weights: [R], the option ``reward_weights``; None counts each reward once.
+        completions: [N] decoded texts.
+        records: [N] the record of each completion.
+
+    Returns:
+        The weighted sum [N] and its parts [N, R] in the order of ``rewards``, float32 on the CPU.
+
+    Raises:
+        ValueError: The weights are not one per reward, or a reward returns a wrong number of values or one that is
+            not finite.
+    """
+    parts = torch.empty(len(completions), len(rewards), dtype=torch.float32)
+    for column, reward in enumerate(rewards):
+        values = reward(completions, records)
+        if len(values) != len(completions):
+            raise ValueError(f"reward {reward.name}: expected {len(completions)} values, got {len(values)}")
+        for row, value in enumerate(values):
+            if not isinstance(value, Real) or not math.isfinite(value):
+                text = completions[row]
+                raise ValueError(f"reward {reward.name}: expected finite numbers, got {value!r} for {text!r}")
+        parts[:, column] = torch.tensor(values, dtype=torch.float32)
+    return weighted_sum(parts, [1.0] * len(rewards) if weights is None else weights), parts

@@ -1,0 +1,161 @@
+"""Rewards on the completions that the seed projects disagree about."""
+
+import pytest
+import torch
+
+from medgrpo.answers import verdict
+from medgrpo.rewards import (
+    AccuracyReward,
+    FormatReward,
+    MedR1Accuracy,
+    MedR1Format,
+    MedVLMR1Accuracy,
+    Reward,
+    score_completions,
+    weighted_sum,
+)
+from medgrpo.types import Record
+
+RECORD = Record(id="1", problem="", question="", options=("MRI", "X-ray", "CT", "Ultrasound"), answer="C")
+
+THINK = "<think>x</think>"
+# completion; ours: verdict, format think / nothink; Med-R1: accuracy, format think / nothink; MedVLM-R1: accuracy
+MATRIX = [
+    (THINK + "\n<answer> C </answer>", "right", 1, 0, 1, 1, 0, 1),
+    (THINK + "<answer>\nC\n</answer>", "right", 1, 0, 0, 1, 0, 1),
+    (THINK + "<answer>c</answer>", "right", 1, 0, 0, 1, 0, 1),
+    (THINK + "<answer>C)</answer>", "right", 1, 0, 0, 1, 0, 0.5),
+    (THINK + "<answer>C.</answer>", "right", 1, 0, 0, 1, 0, 0.5),
+    (THINK + "<answer>(C)</answer>", "right", 1, 0, 0, 1, 0, 0.5),
+    (THINK + "<answer>C) CT</answer>", "right", 1, 0, 0, 1, 0, 0),
+    (THINK + "<answer>CT</answer>", "right", 1, 0, 0, 1, 0, 0.5),
+    (THINK + "\n\n<answer>C</answer>", "right", 1, 0, 1, 1, 0, 1),
+    (THINK + "<answer>C</answer>\n", "right", 1, 0, 1, 0, 0, 1),
+    (THINK + "<answer>C</answer> done", "right", 0, 0, 1, 0, 0, 1),
+    ("<think>a</think> junk <think>b</think><answer>C</answer>", "right", 0, 0, 1, 1, 0, 1),
+    (THINK + "<answer>C</answer><answer>B</answer>", "wrong", 0, 0, 1, 1, 0, 1),
+    ("<answer>C</answer>", "right", 0, 1, 1, 0, 1, 1),
+    ("C", "unparsed", 0, 0, 1, 0, 0, 0),
+    ("None\n\n<answer> C </answer>", "right", 0, 0, 1, 0, 0, 1),
+    ("<think></think><answer></answer>", "unparsed", 0, 0, 0, 1, 0, 0),
+    # beyond the published edge cases
+    (THINK + "<answer>X-ray</answer>", "wrong", 1, 0, 0, 1, 0, 0),
+    (THINK + "<answer>B or C</answer>", "unparsed", 1, 0, 0, 1, 0, 0),
+    ("<think><answer>C</answer></think><answer>A</answer>", "wrong", 0, 0, 1, 1, 0, 1),
+    ("<answer>C</answer>" + THINK, "right", 0, 0, 1, 0, 0, 1),
+]
+
+
+@pytest.mark.parametrize("row", MATRIX, ids=lambda row: repr(row[0]))
+def test_edge_matrix(row):
+    completion, says, *expected = row
+    assert verdict(RECORD, completion) == says
+    assert AccuracyReward()([completion], [RECORD]) == [float(says == "right")]
+    rewards = [
+        FormatReward("think"),
+        FormatReward("nothink"),
+        MedR1Accuracy(),
+        MedR1Format("think"),
+        MedR1Format("nothink"),
+        MedVLMR1Accuracy(),
+    ]
+    assert [reward([completion], [RECORD])[0] for reward in rewards] == expected
+
+
+@pytest.mark.parametrize(
+    ("completion", "expected"),
+    [
+        ("<answer>C</answer><think>x</think>", 1),
+        (" <answer>C</answer>\n<think>\n</think>\n", 1),
+        ("<think>x</think><answer>C</answer>", 0),
+        ("<answer>C</answer>", 0),
+        ("<answer> </answer><think>x</think>", 0),
+        ("<answer>C</answer> so <think>x</think>", 0),
+        ("<answer>C</answer><think>x</think><think>y</think>", 0),
+        ("<answer>C</answer><think>x <answer>B</answer></think>", 0),
+    ],
+)
+def test_think_after_format(completion, expected):
+    assert FormatReward("think_after")([completion], [RECORD]) == [expected]
+
+
+@pytest.mark.parametrize(
+    "completion",
+    [
+        "<think>x <think>y</think></think><answer>C</answer>",
+        "<think>x<answer>B</answer></think><answer>C</answer>",
+        "<think>x</think><answer><answer>C</answer></answer>",
+        "<think>x</THINK></think><answer>C</answer>",
+        "<Think>x</Think><Answer>C</Answer>",
+        "<think>x</think><answer>C",
+        "x<think>x</think><answer>C</answer>",
+        "<think>x</think><answer>\n</answer>",
+    ],
+)
+def test_think_format_is_strict(completion):
+    assert FormatReward("think")([completion], [RECORD]) == [0]
+
+
+def test_unknown_style_is_refused():
+    for reward in (FormatReward, MedR1Format):
+        with pytest.raises(ValueError, match="style: expected one of think.*got 'cot'"):
+            reward("cot")
+
+
+def test_weighted_sum_by_hand():
+    total = weighted_sum(torch.tensor([[1.0, 0.0], [0.5, 1.0]]), [1.0, 0.25])
+    assert total.tolist() == [1.0, 0.75]
+    assert total.dtype == torch.float32
+
+
+class HalfReward(Reward):
+    name = "half"
+
+    def __call__(self, completions, records):
+        return [0.5 for _ in completions]
+
+
+def test_score_gives_the_sum_and_its_parts():
+    completions = ["<answer>C</answer>", "<answer>A</answer>", "C"]
+    rewards = [AccuracyReward(), FormatReward("nothink"), HalfReward()]
+    total, parts = score_completions(rewards, [2.0, 1.0, 4.0], completions, [RECORD] * 3)
+    assert parts.tolist() == [[1, 1, 0.5], [0, 1, 0.5], [0, 0, 0.5]]
+    assert total.tolist() == [5.0, 3.0, 2.0]
+    assert total.dtype == parts.dtype == torch.float32
+    assert score_completions(rewards, None, completions, [RECORD] * 3)[0].tolist() == [2.5, 1.5, 0.5]
+
+
+def test_each_completion_is_scored_with_its_own_record():
+    other = Record(id="2", problem="", question="", options=("yes", "no"), answer="A")
+    completions = ["<answer>C</answer>", "<answer>C</answer>", "<answer>A</answer>", "<answer>A</answer>"]
+    total, _ = score_completions([AccuracyReward()], None, completions, [RECORD, RECORD, other, other])
+    assert total.tolist() == [1, 1, 1, 1]
+
+
+@pytest.mark.parametrize("weights", [[1.0], [1.0, 1.0, 1.0]])
+def test_one_weight_per_reward(weights):
+    with pytest.raises(ValueError, match=f"reward_weights: expected 2.*got {len(weights)}"):
+        score_completions([AccuracyReward(), HalfReward()], weights, ["C"], [RECORD])
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ([1.0], "reward half: expected 2 values, got 1"),
+        ([1.0, float("nan")], "reward half: expected finite numbers, got nan for 'second'"),
+        ([1.0, float("inf")], "reward half: expected finite numbers, got inf for 'second'"),
+        ([1.0, None], "reward half: expected finite numbers, got None for 'second'"),
+    ],
+)
+def test_a_faulty_reward_is_named(values, message, monkeypatch):
+    monkeypatch.setattr(HalfReward, "__call__", lambda self, completions, records: values)
+    with pytest.raises(ValueError, match=message):
+        score_completions([HalfReward()], None, ["first", "second"], [RECORD] * 2)
+
+
+def test_a_reward_must_be_callable():
+    class Silent(Reward):
+        name = "silent"
+
+    with pytest.raises(TypeError, match="abstract"):
+        Silent()
