@@ -7,13 +7,14 @@ from dataclasses import replace
 from typing import Literal
 
 import numpy as np
+import torch
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader
 
-from data_modules.formats import TASKS, Format, modality_of, read_records, task_of
+from data_modules.formats import Format, modality_of, read_records, task_of
 from data_modules.images import MAX_IMAGE_PIXELS, check_images
 from data_modules.loading import Collate, PositionSampler, RepeatLoader, evaluation_loader, train_loader
-from medgrpo.types import MODALITIES, DataError, Record
+from medgrpo.types import MODALITIES, DataError, PromptBatch, Record
 
 Split = Literal["train", "val", "test", "predict"]
 
@@ -48,7 +49,7 @@ class MedicalVQADataModule(LightningDataModule):
         limit_train_records: train on a random subset of this size; None is all.
         limit_eval_records: evaluate on a random subset of this size; None is all.
         modalities: keep records of these modalities only; any name in ``formats.ALIASES``.
-        tasks: keep records of these question types only.
+        tasks: keep records of these question types only, e.g. ``Lesion Grading``.
     """
 
     modality: str = ""
@@ -98,9 +99,6 @@ class MedicalVQADataModule(LightningDataModule):
         unknown = [name for name in modalities or () if not modality_of(name)]
         if unknown:
             problems.append(f"modalities: expected names of {', '.join(MODALITIES)}, got {unknown}")
-        unknown = [name for name in tasks or () if not task_of(name)]
-        if unknown:
-            problems.append(f"tasks: expected some of {', '.join(TASKS)}, got {unknown}")
         if problems:
             raise ValueError("\n".join(problems))
         paths = {"train": train, "val": val, "test": test, "predict": predict}
@@ -119,7 +117,7 @@ class MedicalVQADataModule(LightningDataModule):
         self.limit_train_records = limit_train_records
         self.limit_eval_records = limit_eval_records
         self.modalities = {modality_of(name) for name in modalities or ()} or set(MODALITIES) | {""}
-        self.tasks = {task_of(name) for name in tasks or ()}
+        self.tasks = {task_of(name) or name for name in tasks or ()}
         self.records: dict[str, list[Record]] = {}
         """Records by split, after ``setup``."""
 
@@ -132,7 +130,7 @@ class MedicalVQADataModule(LightningDataModule):
         """
         for split in _SPLITS[stage]:
             if not self.paths[split]:
-                if split == stage or stage == "fit" and split == "train" or stage == "validate":
+                if split != "val" or stage == "validate":  # fit goes without validation
                     raise ValueError(f"{stage} needs data.{split}: set it to a question file or a list of them")
                 self.records[split] = []
                 continue
@@ -142,6 +140,10 @@ class MedicalVQADataModule(LightningDataModule):
                 self._collate().check(self.records[split])
         if stage == "fit" and self.trainer is not None:
             self._check_batches(len(self.records["train"]))
+
+    def transfer_batch_to_device(self, batch: PromptBatch, device: torch.device, dataloader_idx: int) -> PromptBatch:
+        """Leave the batch where it is: the loader repeats it, and the module moves it once per rollout."""
+        return batch
 
     def train_dataloader(self) -> RepeatLoader:
         """Each batch of P prompts as often as one rollout batch is trained on: A times mu."""
@@ -201,7 +203,7 @@ class MedicalVQADataModule(LightningDataModule):
             self.modality in ("", record.modality)
             and self.task in ("", task_of(record.task))
             and record.modality in self.modalities
-            and (not self.tasks or task_of(record.task) in self.tasks)
+            and (not self.tasks or (task_of(record.task) or record.task) in self.tasks)
         )
 
     def _filters(self) -> str:

@@ -127,11 +127,15 @@ def _opened(path: str | Path, max_image_pixels: int) -> Image.Image:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # max_image_pixels decides, below
             image = Image.open(path)
     except Exception as error:  # a broken header can raise nearly anything from a reader
-        raise DataError(f"{path}: expected an image that Pillow can open (PNG, JPEG, TIFF, BMP), got: {error}") from error
+        raise DataError(
+            f"{path}: expected an image that Pillow can open (PNG, JPEG, TIFF, BMP), got: {error}"
+        ) from error
     width, height = image.size
     if width * height > max_image_pixels:
         image.close()
-        raise DataError(f"{path}: {width} x {height} pixels exceed max_image_pixels={max_image_pixels}; raise that option")
+        raise DataError(
+            f"{path}: {width} x {height} pixels exceed max_image_pixels={max_image_pixels}; raise that option"
+        )
     return image
 
 

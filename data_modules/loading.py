@@ -1,4 +1,4 @@
-"""Records -> `PromptBatch`: one pass of the processor per prompt batch, an order fixed by (seed, epoch), exact resume."""
+"""Records -> `PromptBatch`: one processor pass per batch, an order fixed by (seed, epoch), exact resume."""
 
 from __future__ import annotations
 
@@ -274,9 +274,7 @@ def train_loader(
 ) -> RepeatLoader:
     """Loader of training batches; ``options`` go to the `DataLoader`."""
     batches = BatchSampler(sampler, sampler.prompts_per_batch, drop_last=True)
-    return RepeatLoader(
-        DataLoader(records, batch_sampler=batches, collate_fn=collate, **options), sampler, repeats
-    )
+    return RepeatLoader(DataLoader(records, batch_sampler=batches, collate_fn=collate, **options), sampler, repeats)
 
 
 def evaluation_loader(
@@ -286,4 +284,4 @@ def evaluation_loader(
     sampler = None
     if world_size > 1:
         sampler = UnrepeatedDistributedSampler(records, num_replicas=world_size, rank=rank, shuffle=False)
-    return DataLoader(records, batch_size, sampler=sampler, collate_fn=collate, **options)
+    return DataLoader(records, batch_size=batch_size, sampler=sampler, collate_fn=collate, **options)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 import shutil
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,18 +17,22 @@ from lightning.pytorch.trainer.states import RunningStage
 
 from medgrpo.types import DataError, PromptBatch, Rollouts
 
+SECONDS_BETWEEN_TOKENS_SHOWN = 0.5
+
 
 class RolloutProgressBar(TQDMProgressBar):
     """Lightning's bar, which also moves while completions are drawn: tokens drawn so far and rows still alive."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
+        self.next_shown = 0.0
         pl_module.on_rollout_token = self.show_token
 
     def show_token(self, tokens: int, alive: int) -> None:
         """Called by the rollout after each token position."""
-        if self.is_disabled or tokens % self.refresh_rate and alive:
+        if self.is_disabled or (alive and time.monotonic() < self.next_shown):
             return
+        self.next_shown = time.monotonic() + SECONDS_BETWEEN_TOKENS_SHOWN
         bars = {
             RunningStage.TRAINING: lambda: self.train_progress_bar,
             RunningStage.SANITY_CHECKING: lambda: self.val_progress_bar,
@@ -142,6 +147,14 @@ class Checkpoint(ModelCheckpoint):
     The ``.ckpt`` resumes training (``--ckpt_path``); the folder is for ``PeftModel.from_pretrained`` and for
     ``model.policy.adapter``. Arguments are those of ``ModelCheckpoint``.
     """
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save the last step too, whatever the schedule."""
+        super().on_train_end(trainer, pl_module)
+        if trainer.global_step > self._last_global_step_saved and not trainer.fast_dev_run:
+            candidates = self._monitor_candidates(trainer)
+            self._save_checkpoint(trainer, self._get_metric_interpolated_filepath_name(candidates, trainer))
+            self._save_last_checkpoint(trainer, candidates)
 
     def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
         super()._save_checkpoint(trainer, filepath)

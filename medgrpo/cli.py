@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
@@ -20,11 +21,13 @@ class MedGRPOCLI(LightningCLI):
         parser.add_lightning_class_args(Checkpoint, "checkpoint")
         parser.add_lightning_class_args(SamplePanel, "sample_panel")
         parser.add_lightning_class_args(PredictionWriter, "predictions")
-        parser.set_defaults({"checkpoint.save_last": "link", "checkpoint.auto_insert_metric_name": False})
+        parser.set_defaults({"checkpoint.save_last": "link", "checkpoint.filename": "step{step}", "checkpoint.auto_insert_metric_name": False})
 
 
 def main(args: list[str] | None = None) -> None:
     """The console command."""
+    for noise in ("`isinstance\\(treespec, LeafSpec\\)`", "`is_gradient_checkpointing` is deprecated", "Found .* in eval mode"):
+        warnings.filterwarnings("ignore", noise)
     try:
         MedGRPOCLI(
             GRPOModule,
@@ -32,7 +35,7 @@ def main(args: list[str] | None = None) -> None:
             subclass_mode_data=True,
             auto_configure_optimizers=False,
             save_config_kwargs={"overwrite": True},
-            trainer_defaults={"callbacks": [RolloutProgressBar(), ScheduleCheck()]},
+            trainer_defaults={"callbacks": [RolloutProgressBar(), ScheduleCheck()], "num_sanity_val_steps": 0},
             args=args,
         )
     except DataError as error:

@@ -353,10 +353,6 @@ class GRPOModule(LightningModule):
             return {"optimizer": optimizer}
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.lr_scheduler(optimizer), "interval": "step"}}
 
-    def transfer_batch_to_device(self, batch: PromptBatch, device: torch.device, dataloader_idx: int) -> PromptBatch:
-        """Leave the batch where it is: the loader repeats it, and ``prepare`` moves it once per rollout."""
-        return batch
-
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
@@ -387,8 +383,8 @@ class GRPOModule(LightningModule):
         values["nonfinite_steps"] = float(self.nonfinite_steps)
         values["perf/tokens_per_second"] = self.rollout_tokens / timing["step_time"]
         values["perf/peak_memory_gib"] = peak_memory_gib()
+        self.log("reward", values.pop("reward"), prog_bar=True, batch_size=len(batch))
         self.log_dict(values, batch_size=len(batch))
-        self.log("reward", self.rollout_values["reward"], prog_bar=True, batch_size=len(batch))
 
     def on_train_epoch_end(self) -> None:
         """Rollouts never outlive the pass over the data that drew them."""

@@ -1,7 +1,7 @@
 """The extractor reads what is said and abstains otherwise."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medgrpo.answers import Answer, extract, is_correct, verdict
@@ -98,6 +98,7 @@ def test_reads_the_last_closed_block_outside_the_reasoning(completion, reasoning
         "<think><answer>C</answer></think>",
         "<think><answer>C</answer>",
         "<answer>C</answer></think>",
+        "<answer>C</answer><think>x</think></think>",
         "<think>x</think><think><answer>C</answer>",
         "<think>x<think>y</think><answer>C</answer></think>",
         "<answer>C<think>x</think></answer>",
@@ -144,6 +145,7 @@ def test_text_with_pattern_characters_and_white_space():
     assert block("A+B C", options).choice == "B"
 
 
+@settings(deadline=None)
 @given(st.integers(2, 10).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, 9))))
 def test_items_of_two_to_ten_options(case):
     count, index = case
@@ -153,9 +155,15 @@ def test_items_of_two_to_ten_options(case):
     assert answer.reason == ("" if index < count else "letter not offered")
 
 
-@given(st.text(alphabet="<>/thinkanswerABCD.) \n", max_size=60), st.sampled_from([OPTIONS, ()]))
+PIECES = ["<think>", "</think>", "<answer>", "</answer>", "A", "C", "CT", ")", ".", " ", "\n", "x"]
+
+
+@settings(deadline=None)
+@given(st.lists(st.sampled_from(PIECES), max_size=16).map("".join), st.sampled_from([OPTIONS, ()]))
 def test_answers_are_consistent(completion, options):
     answer = extract(completion, options)
+    assert extract(completion.replace("think", "THINK").replace("answer", "Answer"), options).choice == answer.choice
+    assert extract(f"<think>{completion}", options).choice is None or "</think>" in completion
     assert (answer.status == "unparsed") == bool(answer.reason)
     assert (answer.choice is not None) == (answer.status == "parsed" and bool(options))
     assert answer.choice is None or answer.choice in LETTERS[: len(options)]

@@ -183,7 +183,7 @@ def test_kl_is_not_negative_and_zero_at_the_reference(seed):
 
 
 @pytest.mark.parametrize("loss_type", ["grpo", "bnpo", "dapo"])
-def test_weights_of_full_rows_sum_to_one(loss_type):
+def test_weights_sum_to_one(loss_type):
     mask = batch(3)[-1]
     assert token_weights(mask, loss_type, *totals_of(mask), MAX_LENGTH).sum().item() == pytest.approx(1.0)
 

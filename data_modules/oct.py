@@ -1,0 +1,16 @@
+"""Optical coherence tomography."""
+
+from __future__ import annotations
+
+from data_modules.base import MedicalVQADataModule
+
+
+class OCT(MedicalVQADataModule):
+    """Optical coherence tomography; takes the options of `MedicalVQADataModule`.
+
+    Names in files, among others: ``OCT``, ``Optical Coherence Tomography``, and the latter as published, in half a bracket.
+
+    Single-channel B-scans become three equal channels; the wide shape is kept.
+    """
+
+    modality = "oct"

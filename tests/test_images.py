@@ -1,0 +1,184 @@
+"""Images: nothing outside the root, nothing huge, nothing broken, and the same RGB whatever the file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from data_modules.images import check_images, image_size, image_tokens, open_rgb, prepare, resolve
+from medgrpo.types import DataError, Record
+
+SHARED = Path(__file__).parents[2] / "shared" / "data" / "medvlm_r1"
+
+
+def png(path: Path, size: tuple[int, int] = (4, 3), mode: str = "L") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new(mode, size).save(path, "PNG")
+    return path
+
+
+def record(*images: str) -> Record:
+    return Record(id="r1", problem="q", question="q", options=(), answer="a", images=images)
+
+
+@pytest.mark.parametrize("name", ["52%0.jpg", "a#99__b.JPG", "OCT & X-Ray 2017/a (7).png", "3.RAO/202e..JPG", "é.png"])
+def test_odd_names_resolve(tmp_path: Path, name: str) -> None:
+    assert resolve(tmp_path, name) == png(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["../b.png", "a/../../b.png", "/etc/hostname", "C:\\b.png", "a\0.png"])
+def test_paths_that_leave_the_root_are_refused(tmp_path: Path, name: str) -> None:
+    png(tmp_path / "b.png")
+    (tmp_path / "root" / "a").mkdir(parents=True)
+    with pytest.raises(DataError, match="expected a path below image_root"):
+        resolve(tmp_path / "root", name)
+
+
+def test_links_may_not_leave_the_root(tmp_path: Path) -> None:
+    png(tmp_path / "secret.png")
+    png(tmp_path / "root" / "a.png")
+    (tmp_path / "root" / "out.png").symlink_to(tmp_path / "secret.png")
+    (tmp_path / "root" / "in.png").symlink_to(tmp_path / "root" / "a.png")
+    (tmp_path / "link").symlink_to(tmp_path / "root")
+    with pytest.raises(DataError, match="link that leads out of image_root"):
+        resolve(tmp_path / "root", "out.png")
+    assert resolve(tmp_path / "root", "in.png").is_file()
+    assert resolve(tmp_path / "link", "a.png").is_file()
+
+
+def test_other_letter_case_is_found_when_unique(tmp_path: Path) -> None:
+    path = png(tmp_path / "Images" / "Scan.PNG")
+    assert resolve(tmp_path, "images/scan.png") == path
+    png(tmp_path / "Images" / "scan.PNG")
+    assert resolve(tmp_path, "Images/scan.PNG").name == "scan.PNG"
+    with pytest.raises(DataError, match=r"could be any of \['Scan.PNG', 'scan.PNG'\]"):
+        resolve(tmp_path, "Images/SCAN.PNG")
+    with pytest.raises(DataError, match="got a folder"):
+        resolve(tmp_path, "images")
+
+
+def test_all_missing_images_come_in_one_error(tmp_path: Path) -> None:
+    png(tmp_path / "ok.png")
+    check_images([record("ok.png"), record()], tmp_path)
+    missing = [record("ok.png"), *(record(f"{i}.png", f"{i}.png") for i in range(25))]
+    with pytest.raises(DataError, match=r"25 of 26 images cannot be used. Set image_root") as error:
+        check_images(missing, tmp_path)
+    assert str(error.value).count("\n  record r1: image") == 20
+    assert "'19.png'" in str(error.value)
+    assert "'20.png'" not in str(error.value)
+    assert "... and 5 more" in str(error.value)
+
+
+def saved(tmp_path: Path, image: Image.Image, name: str = "a.png", **options) -> np.ndarray:
+    image.save(tmp_path / name, **options)
+    opened = open_rgb(tmp_path / name)
+    assert opened.mode == "RGB"
+    return np.asarray(opened)
+
+
+def test_every_mode_becomes_rgb(tmp_path: Path) -> None:
+    grey = Image.fromarray(np.array([[0, 100, 255]], dtype=np.uint8))
+    assert saved(tmp_path, grey).tolist() == [[[0] * 3, [100] * 3, [255] * 3]]
+    assert saved(tmp_path, grey, "a.bmp").tolist() == [[[0] * 3, [100] * 3, [255] * 3]]
+    assert saved(tmp_path, grey.convert("1", dither=Image.Dither.NONE)).tolist() == [[[0] * 3, [0] * 3, [255] * 3]]
+    palette = Image.new("P", (1, 1), 1)
+    palette.putpalette([0, 0, 0, 10, 20, 30])
+    assert saved(tmp_path, palette).tolist() == [[[10, 20, 30]]]
+    assert saved(tmp_path, palette, transparency=1).tolist() == [[[255, 255, 255]]]
+    assert saved(tmp_path, Image.new("RGBA", (1, 1), (10, 20, 30, 0))).tolist() == [[[255, 255, 255]]]
+    assert saved(tmp_path, Image.new("LA", (1, 1), (10, 255))).tolist() == [[[10, 10, 10]]]
+
+
+def test_deep_grey_values_are_stretched(tmp_path: Path) -> None:
+    # A 12-bit radiograph in 16 bits: 100 -> 0, 2100 -> 127.5 -> 128 (to even), 4100 -> 255
+    deep = np.array([[100, 2100, 4100]])
+    expected = [[[0] * 3, [128] * 3, [255] * 3]]
+    assert saved(tmp_path, Image.fromarray(deep.astype(np.uint16))).tolist() == expected
+    assert saved(tmp_path, Image.fromarray(deep.astype(np.uint16)), "a.tif").tolist() == expected
+    assert saved(tmp_path, Image.fromarray(deep.astype(np.int32)), "a.tif").tolist() == expected
+    assert saved(tmp_path, Image.fromarray(deep.astype(np.float32)), "a.tif").tolist() == expected
+    assert saved(tmp_path, Image.fromarray(np.full((1, 1), 700, np.uint16))).tolist() == [[[0, 0, 0]]]
+    with pytest.raises(DataError, match="expected finite grey values"):
+        saved(tmp_path, Image.fromarray(np.array([[0, np.inf]], np.float32)), "b.tif")
+
+
+def test_exif_turns_the_image_upright(tmp_path: Path) -> None:
+    image = Image.fromarray(np.array([[[255, 0, 0], [0, 255, 0]]], dtype=np.uint8))  # 2 wide: red, green
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees clockwise
+    assert saved(tmp_path, image, exif=exif).tolist() == [[[255, 0, 0]], [[0, 255, 0]]]
+
+
+def test_a_bomb_is_refused_before_it_is_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = png(tmp_path / "big.png", (300, 200))
+    assert open_rgb(path, 60_000).size == (300, 200)
+    monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("decoded"))
+    with pytest.raises(DataError, match="big.png: 300 x 200 pixels exceed max_image_pixels=59999"):
+        open_rgb(path, 59_999)
+    with pytest.raises(DataError, match="max_image_pixels"):
+        image_size(path, 59_999)
+    assert image_size(path, 60_000) == (300, 200)
+
+
+def test_between_pillows_warning_and_our_limit_there_is_no_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    assert open_rgb(png(tmp_path / "a.png")).size == (4, 3)
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize("kept", [0.0, 0.02, 0.5])
+def test_broken_files_are_named(tmp_path: Path, kept: float) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    for name in ("a.png", "a.jpg", "a.tif", "a.bmp"):
+        path = tmp_path / name
+        Image.fromarray(noise).save(path)
+        content = path.read_bytes()
+        path.write_bytes(content[: int(len(content) * kept)])
+        with pytest.raises(DataError, match=f"{name}: .*(cannot be decoded|expected an image)"):
+            open_rgb(path)
+
+
+@given(
+    size=st.tuples(st.integers(2, 300), st.integers(2, 300)),
+    patch_size=st.sampled_from((14, 16)),
+    min_pixels=st.integers(1, 100) | st.none(),
+    max_pixels=st.integers(9_000, 40_000) | st.none(),
+)
+def test_prepared_images_fit_the_limits_and_the_predicted_tokens(size, patch_size, min_pixels, max_pixels) -> None:
+    image = prepare(Image.new("RGB", size), min_pixels, max_pixels, patch_size)
+    factor = 2 * patch_size
+    assert image.width % factor == image.height % factor == 0
+    assert image_tokens(size, min_pixels, max_pixels, patch_size) == image.width * image.height // factor**2
+    assert max_pixels is None or image.width * image.height <= max(max_pixels, factor * max(image.size))
+
+
+def test_known_token_counts() -> None:
+    # A 384 x 384 stretch: 14 x 14 tokens at patch 14 (392 x 392 pixels), 12 x 12 at patch 16
+    assert image_tokens((384, 384), None, None, 14) == 196
+    assert image_tokens((384, 384), None, None, 16) == 144
+    assert image_tokens((1462, 1010), None, 401408, 14) <= 512
+
+
+def test_images_that_no_size_fits_are_refused() -> None:
+    with pytest.raises(DataError, match="aspect ratio"):
+        image_tokens((2010, 10), None, None, 14)
+    with pytest.raises(DataError, match="max_pixels=3136; raise it or crop"):
+        image_tokens((5600, 40), None, 3136, 14)
+
+
+@pytest.mark.shared_data
+def test_real_images_open() -> None:
+    paths = sorted((SHARED / "images").glob("*"))
+    if not paths:
+        pytest.skip(f"{SHARED / 'images'} is not here")
+    for path in paths:
+        image = open_rgb(path)
+        assert image.size == image_size(path)
+        assert np.asarray(image).std() > 10
