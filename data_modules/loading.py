@@ -216,8 +216,9 @@ class RepeatLoader:
         self.loader = loader
         self.sampler = sampler
         self.repeats = repeats
+        self.epoch = 0
         self.position = 0
-        """Micro-batches handed out in this epoch."""
+        """Micro-batches handed out in ``epoch``."""
         self._resume: tuple[int, int] | None = None
 
     @property
@@ -230,9 +231,10 @@ class RepeatLoader:
 
     def __iter__(self) -> Iterator[PromptBatch]:
         # Lightning may call iter() before it sets the epoch: all is read at the first next().
-        epoch, position = self._resume or (self.sampler.epoch, 0)
+        epoch, position = self._resume or (-1, 0)
         self._resume = None
-        self.position = position if epoch == self.sampler.epoch else 0
+        self.epoch = self.sampler.epoch
+        self.position = position if epoch == self.epoch else 0
         self.sampler.start = self.position // self.repeats
         for batch in self.loader:
             for _ in range(self.position % self.repeats, self.repeats):
@@ -241,7 +243,7 @@ class RepeatLoader:
 
     def state_dict(self) -> dict[str, int]:
         """Position, and what it depends on."""
-        epoch, position = self._resume or (self.sampler.epoch, self.position)
+        epoch, position = self._resume or (self.epoch, self.position)
         return {"epoch": epoch, "position": position, **self._layout()}
 
     def load_state_dict(self, state: dict[str, int]) -> None:

@@ -129,8 +129,8 @@ def score(
     """
     hidden = completion_hidden(model, encode(model, prompts), ids, mask)[mask]
     logps, entropy = token_logps(model, hidden, ids[mask], temperature, suppressed)
-    blank = torch.zeros(mask.shape, dtype=torch.float32, device=mask.device)
-    return blank.to(logps.dtype).masked_scatter(mask, logps), blank.masked_scatter(mask, entropy.float())
+    blank = torch.zeros(mask.shape, dtype=logps.dtype, device=mask.device)
+    return blank.masked_scatter(mask, logps), blank.masked_scatter(mask, entropy)
 
 
 def token_logps(

@@ -57,10 +57,11 @@ def sample(
     num_rows = len(prompts) * num_generations
     uniforms = torch.rand(max_completion_length, num_rows, generator=generator).to(device)
     ids = torch.full((num_rows, max_completion_length), pad_id, device=device)
-    logps = torch.zeros(num_rows, max_completion_length, device=device)
     mask = torch.zeros(num_rows, max_completion_length, dtype=torch.bool, device=device)
 
     prefix = encode(model, prompts)
+    float_dtype = torch.promote_types(prefix.last_hidden.dtype, torch.float32)
+    logps = torch.zeros(num_rows, max_completion_length, dtype=float_dtype, device=device)
     cache = DecodeCache(prefix, num_generations, max_completion_length - 1)
     hidden = prefix.last_hidden.repeat_interleave(num_generations, 0)
     rows = torch.arange(num_rows, device=device)  # the rows in the batch: the k-th row of the cache is rows[k]
@@ -69,7 +70,7 @@ def sample(
         logits = policy_logits(model, hidden, temperature or 1.0, suppressed)
         choice = logits.index_fill(-1, stop_ids, float("-inf")) if step < min_completion_length - 1 else logits
         token = draw(choice, uniforms[step, rows], greedy=temperature == 0, top_p=top_p, top_k=top_k)
-        logp = logits.log_softmax(-1).gather(-1, token[:, None])[:, 0].float()
+        logp = logits.log_softmax(-1).gather(-1, token[:, None])[:, 0]
         ids[rows, step] = torch.where(done, pad_id, token)
         logps[rows, step] = torch.where(done, 0.0, logp)
         mask[rows, step] = ~done

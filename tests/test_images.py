@@ -28,7 +28,8 @@ def record(*images: str) -> Record:
 
 @pytest.mark.parametrize("name", ["52%0.jpg", "a#99__b.JPG", "OCT & X-Ray 2017/a (7).png", "3.RAO/202e..JPG", "é.png"])
 def test_odd_names_resolve(tmp_path: Path, name: str) -> None:
-    assert resolve(tmp_path, name) == png(tmp_path / name)
+    path = png(tmp_path / name)
+    assert resolve(tmp_path, name) == path
 
 
 @pytest.mark.parametrize("name", ["../b.png", "a/../../b.png", "/etc/hostname", "C:\\b.png", "a\0.png"])
