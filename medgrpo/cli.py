@@ -23,6 +23,11 @@ class MedGRPOCLI(LightningCLI):
         parser.add_lightning_class_args(PredictionWriter, "predictions")
         parser.set_defaults({"checkpoint.save_last": "link", "checkpoint.filename": "step{step}", "checkpoint.auto_insert_metric_name": False})
 
+    def before_instantiate_classes(self) -> None:
+        """``trainer.enable_progress_bar: false`` means ours too."""
+        if self._get(self.config, "trainer.enable_progress_bar") is not False:
+            self.trainer_defaults["callbacks"].append(RolloutProgressBar())
+
 
 def main(args: list[str] | None = None) -> None:
     """The console command."""
@@ -35,7 +40,7 @@ def main(args: list[str] | None = None) -> None:
             subclass_mode_data=True,
             auto_configure_optimizers=False,
             save_config_kwargs={"overwrite": True},
-            trainer_defaults={"callbacks": [RolloutProgressBar(), ScheduleCheck()], "num_sanity_val_steps": 0},
+            trainer_defaults={"callbacks": [ScheduleCheck()], "num_sanity_val_steps": 0},
             args=args,
         )
     except DataError as error:

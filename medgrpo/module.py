@@ -229,13 +229,14 @@ class GRPOModule(LightningModule):
                 rollouts.old_logps[rows, :length] = old_logps
             old_logps = rollouts.old_logps[rows, :length]
         per_token = token_loss(logps, old_logps, rollouts.advantages[rows], self.epsilon, self.epsilon_high)
-        sums = {"tokens": mask.sum(), "entropy": entropy.sum()}
+        counted = rollouts.weights[rows, :length] > 0
+        sums = {"tokens": counted.sum(), "entropy": (entropy * counted).sum()}
         if self.beta > 0:
             kl = kl_k3(logps, rollouts.ref_logps[rows, :length])
             per_token = per_token + self.beta * kl
-            sums["kl"] = (kl * mask).sum()
-        difference = (logps.detach() - rollouts.completions.logps[rows, :length]).abs() * mask
-        clipped = clip_ratios(logps, old_logps, rollouts.advantages[rows], mask, self.epsilon, self.epsilon_high)
+            sums["kl"] = (kl * counted).sum()
+        difference = (logps.detach() - rollouts.completions.logps[rows, :length]).abs() * counted
+        clipped = clip_ratios(logps, old_logps, rollouts.advantages[rows], counted, self.epsilon, self.epsilon_high)
         self.statistics.add(
             sums | clipped | {"sampling/sampling_logp_difference/mean": difference.sum()},
             {"sampling/sampling_logp_difference/max": difference.max()},

@@ -34,9 +34,6 @@ class Recorder(LightningModule):
         self.batches: list[object] = []
         self.evaluated: list[str] = []
 
-    def transfer_batch_to_device(self, batch, device, dataloader_idx):
-        return batch
-
     def training_step(self, batch, batch_idx):
         self.seen.append(tuple(record.id for record in batch.records))
         self.batches.append(batch)
@@ -53,7 +50,9 @@ class Recorder(LightningModule):
 
 def trainer(folder: Path, **options) -> Trainer:
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
-    return Trainer(default_root_dir=folder, **({"enable_checkpointing": False, "num_sanity_val_steps": 0} | quiet | options))
+    return Trainer(
+        default_root_dir=folder, **({"enable_checkpointing": False, "num_sanity_val_steps": 0} | quiet | options)
+    )
 
 
 def save(path: Path, num_records: int = NUM_RECORDS, modality: str = "", image: str | None = None, **fields) -> str:
@@ -109,9 +108,7 @@ def test_lightning_resumes_in_the_middle_of_the_data(files, tmp_path: Path, num_
         assert resumed == whole[step:], step
 
 
-@pytest.mark.parametrize(
-    ("stage", "split"), [("validate", "val"), ("test", "test"), ("predict", "predict")]
-)
+@pytest.mark.parametrize(("stage", "split"), [("validate", "val"), ("test", "test"), ("predict", "predict")])
 def test_evaluation_sees_every_record_once(files, tmp_path: Path, stage: str, split: str) -> None:
     data = MedicalVQADataModule(**{split: files["train"]}, image_root=files["image_root"], eval_batch_size=4)
     module = Recorder()
