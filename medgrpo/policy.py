@@ -115,7 +115,14 @@ class Policy(nn.Module):
 
     def train(self, mode: bool = True) -> Policy:
         """Dropout stays off whatever the mode: old and new log-probabilities must agree on the first pass."""
-        return super().train(False)
+        super().train(False)
+        if self.load_in_4bit:
+            from bitsandbytes.nn import Linear4bit
+
+            # A CPU repacks 4-bit weights of a layer in eval mode into a form that has no gradient; it has no dropout.
+            for module in self.modules():
+                module.training = isinstance(module, Linear4bit)
+        return self
 
     @property
     def network(self) -> nn.Module:
