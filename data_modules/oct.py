@@ -8,7 +8,7 @@ from data_modules.base import MedicalVQADataModule
 class OCT(MedicalVQADataModule):
     """Optical coherence tomography; takes the options of `MedicalVQADataModule`.
 
-    Names in files, among others: ``OCT``, ``Optical Coherence Tomography``, and the latter as published, in half a bracket.
+    Names in files, among others: ``OCT`` and ``Optical Coherence Tomography``, published with half a bracket as well.
 
     Single-channel B-scans become three equal channels; the wide shape is kept.
     """

@@ -136,7 +136,7 @@ def test_batches_that_do_not_fit_the_trainer_are_refused(files, tmp_path: Path) 
 def test_missing_images_and_long_prompts_stop_before_training(files, tmp_path: Path) -> None:
     module = Recorder()
     bad = files | {"train": save(tmp_path / "bad.jsonl", image="b.png")}
-    with pytest.raises(DataError, match="image_root"):
+    with pytest.raises(DataError, match="1 of 1 images cannot be used. Set image_root"):
         trainer(tmp_path).fit(module, MedicalVQADataModule(**bad))
     with pytest.raises(DataError, match="11 of 11 prompts cannot be used:\n  record train-0: .*max_prompt_length=20"):
         trainer(tmp_path).fit(module, MedicalVQADataModule(**files, max_prompt_length=20))

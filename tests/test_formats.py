@@ -38,6 +38,7 @@ def save(path: Path, rows: list) -> Path:
             "Q?",
             ("Hepatitis (type A)", "Hepatitis (type B)", "No"),
         ),
+        ("Q? A)Hepatitis (type B), B)Mild (type C), C)No", "Q?", ("Hepatitis (type B)", "Mild (type C)", "No")),
         ("Q? A)OCT (Optical, B)MRI, C)CT", "Q?", ("OCT (Optical", "MRI", "CT")),
         ("Q? A)red, swollen, B)pale, dry", "Q?", ("red, swollen", "pale, dry")),
         ("Q? A)SPECT, B)Ultrasound, C)SPECT", "Q?", ("SPECT", "Ultrasound", "SPECT")),
