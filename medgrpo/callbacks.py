@@ -189,7 +189,8 @@ class ScheduleCheck(Callback):
             every = callback._every_n_train_steps
             if every and every % num_iterations:
                 problems.append(
-                    f"checkpoint.every_n_train_steps: expected a multiple of num_iterations ({num_iterations}), got {every}"
+                    f"checkpoint.every_n_train_steps: expected a multiple of num_iterations ({num_iterations}), "
+                    f"got {every}"
                 )
         if problems:
             raise ValueError("\n".join(problems))

@@ -12,6 +12,13 @@ from medgrpo.callbacks import Checkpoint, PredictionWriter, RolloutProgressBar, 
 from medgrpo.module import GRPOModule
 from medgrpo.types import DataError
 
+NOISE = (
+    r"`isinstance\(treespec, LeafSpec\)` is deprecated",
+    r"`is_gradient_checkpointing` is deprecated",
+    r"Found \d+ module\(s\) in eval mode at the start of training",  # on purpose: dropout is off
+)
+"""Warnings between libraries that a user can do nothing about."""
+
 
 class MedGRPOCLI(LightningCLI):
     """The Trainer's commands with the callbacks that every run has."""
@@ -21,7 +28,13 @@ class MedGRPOCLI(LightningCLI):
         parser.add_lightning_class_args(Checkpoint, "checkpoint")
         parser.add_lightning_class_args(SamplePanel, "sample_panel")
         parser.add_lightning_class_args(PredictionWriter, "predictions")
-        parser.set_defaults({"checkpoint.save_last": "link", "checkpoint.filename": "step{step}", "checkpoint.auto_insert_metric_name": False})
+        parser.set_defaults(
+            {
+                "checkpoint.save_last": "link",
+                "checkpoint.filename": "step{step}",
+                "checkpoint.auto_insert_metric_name": False,
+            }
+        )
 
     def before_instantiate_classes(self) -> None:
         """``trainer.enable_progress_bar: false`` means ours too."""
@@ -31,7 +44,7 @@ class MedGRPOCLI(LightningCLI):
 
 def main(args: list[str] | None = None) -> None:
     """The console command."""
-    for noise in ("`isinstance\\(treespec, LeafSpec\\)`", "`is_gradient_checkpointing` is deprecated", "Found .* in eval mode"):
+    for noise in NOISE:
         warnings.filterwarnings("ignore", noise)
     try:
         MedGRPOCLI(

@@ -1,4 +1,4 @@
-"""The policy: a Qwen2-VL, Qwen2.5-VL or Qwen3-VL, whole, with LoRA, or with LoRA on 4-bit weights; and its reference."""
+"""The policy, a Qwen2-VL, Qwen2.5-VL or Qwen3-VL: whole, with LoRA or with LoRA on 4-bit weights; its reference."""
 
 from __future__ import annotations
 
@@ -195,8 +195,8 @@ class Policy(nn.Module):
             quantization_config=quantization,
             output_loading_info=True,
         )
-        problems = {kind: sorted(map(str, loading[kind])) for kind in ("missing_keys", "unexpected_keys") if loading[kind]}
-        problems |= {"mismatched_keys": loading["mismatched_keys"]} if loading["mismatched_keys"] else {}
+        kinds = ("missing_keys", "unexpected_keys", "mismatched_keys")
+        problems = {kind: sorted(map(str, loading[kind])) for kind in kinds if loading[kind]}
         if problems:
             raise ValueError(f"weights of {self.model_name_or_path} do not fit its architecture: {problems}")
         return model

@@ -119,7 +119,9 @@ def test_fit_validate_test_predict(folder, capsys):
     run = folder / "runs" / "run"
     saved = sorted(path.name for path in (run / "checkpoints").iterdir())
     assert saved == ["last.ckpt", "step2", "step2.ckpt", "step4", "step4.ckpt"]
-    assert {"adapter_config.json", "adapter_model.safetensors"} <= {p.name for p in (run / "checkpoints/step4").iterdir()}
+    assert {"adapter_config.json", "adapter_model.safetensors"} <= {
+        p.name for p in (run / "checkpoints/step4").iterdir()
+    }
     assert "rollout: " not in capsys.readouterr().out
     assert (run / "config.yaml").is_file()
 
@@ -156,7 +158,17 @@ def test_fit_validate_test_predict(folder, capsys):
         main(["predict", "--config", config, "--predictions.path", str(folder / "out" / "p.jsonl")])
 
     adapter = str(run / "checkpoints/step4")
-    main(["predict", "--config", config, "--model.policy.adapter", adapter, "--predictions.path", str(folder / "a.jsonl")])
+    main(
+        [
+            "predict",
+            "--config",
+            config,
+            "--model.policy.adapter",
+            adapter,
+            "--predictions.path",
+            str(folder / "a.jsonl"),
+        ]
+    )
     again = [json.loads(line) for line in (folder / "a.jsonl").read_text().splitlines()]
     assert [row["completion"] for row in again] == [row["completion"] for row in rows]
 
@@ -237,7 +249,9 @@ def test_bad_files_and_settings_are_named(folder, capsys, tmp_path):
     refused(folder, capsys, match="reward_weights", model__reward_weights=[1.0])
     refused(folder, capsys, match="prompts_per_batch", trainer__accumulate_grad_batches=3)
     refused(folder, capsys, match="every_n_train_steps", model__num_iterations=2, checkpoint__every_n_train_steps=3)
-    refused(folder, capsys, match="limit_train_batches", trainer__accumulate_grad_batches=2, trainer__limit_train_batches=3)
+    refused(
+        folder, capsys, match="limit_train_batches", trainer__accumulate_grad_batches=2, trainer__limit_train_batches=3
+    )
     refused(folder, capsys, match="do not fill one batch", data__init_args__prompts_per_batch=16)
     refused(folder, capsys, match="nope", data__init_args__prompt="nope")
     (folder / "images/1 0.png").write_bytes(b"not an image")

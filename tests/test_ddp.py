@@ -66,7 +66,11 @@ def test_two_processes_average_to_the_gradient_of_one(tmp_path, monkeypatch):
 def test_fit_and_test_under_ddp(tmp_path):
     write_data(tmp_path, 9)
     config = write_config(
-        tmp_path, trainer__devices=2, trainer__strategy="ddp", trainer__max_steps=2, data__init_args__prompts_per_batch=2
+        tmp_path,
+        trainer__devices=2,
+        trainer__strategy="ddp",
+        trainer__max_steps=2,
+        data__init_args__prompts_per_batch=2,
     )
     here = Path(__file__).parent
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(here), str(here.parent)]), "OMP_NUM_THREADS": "1"}
@@ -75,7 +79,10 @@ def test_fit_and_test_under_ddp(tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     last = tmp_path / "runs/run/checkpoints/last.ckpt"
     done = subprocess.run(
-        [*command, "test", "--config", config, "--ckpt_path", str(last)], env=environment, capture_output=True, text=True
+        [*command, "test", "--config", config, "--ckpt_path", str(last)],
+        env=environment,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     count = [line for line in done.stdout.splitlines() if "test/n" in line]

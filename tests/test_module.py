@@ -9,6 +9,7 @@ from tiny import processor_of, prompt_batch, row_logps, tiny_policy
 from medgrpo.module import GRPOModule
 from medgrpo.prefix import prepare
 from medgrpo.rewards import Reward
+from medgrpo.types import Completions
 
 G = 4
 IMAGES = (1, 0, 2, 1)
@@ -147,17 +148,17 @@ def test_two_ranks_average_to_the_gradient_of_one(scale_rewards, monkeypatch):
     total = {name: torch.zeros_like(g) for name, g in whole.items()}
     for rank, groups in enumerate(([0, 1], [2, 3])):
         module = make_module(
-            policy=policy, world_size=2, rank=rank, others=rows.view(2, 2 * G, -1), scale_rewards=scale_rewards, beta=0.1
+            policy=policy,
+            world_size=2,
+            rank=rank,
+            others=rows.view(2, 2 * G, -1),
+            scale_rewards=scale_rewards,
+            beta=0.1,
         )
         mine = slice(rank * 2 * G, (rank + 1) * 2 * G)
         done = drawn.completions
-        monkeypatch.setattr(
-            module,
-            "sample",
-            lambda prompts, generator, mine=mine: type(done)(
-                done.ids[mine], done.mask[mine], done.logps[mine], done.finished[mine]
-            ),
-        )
+        half = Completions(done.ids[mine], done.mask[mine], done.logps[mine], done.finished[mine])
+        monkeypatch.setattr(module, "sample", lambda prompts, generator, half=half: half)
         module.zero_grad()
         rollouts = module.collect(prompts.select(groups), 0)
         (module.micro_loss(rollouts, 0, 1) * module.trainer.world_size).backward()

@@ -29,7 +29,9 @@ def per_row(policy, prompts, ids, mask):
         pytest.param({"use_peft": True, "gradient_checkpointing": True}, id="lora-checkpointing"),
         pytest.param({"use_peft": True, "freeze_vision": False}, id="lora-vision"),
         pytest.param({"use_peft": False, "freeze_vision": False}, id="full-trainable-vision"),
-        pytest.param({"use_peft": False, "freeze_vision": False, "gradient_checkpointing": True}, id="full-checkpointing"),
+        pytest.param(
+            {"use_peft": False, "freeze_vision": False, "gradient_checkpointing": True}, id="full-checkpointing"
+        ),
     ],
 )
 def test_same_log_probabilities_and_gradients_as_plain_rows(family, options):

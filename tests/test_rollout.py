@@ -1,4 +1,4 @@
-"""Sampling on the shared prefix: the sampler's log-probabilities are the scorer's, and rows do not depend on each other."""
+"""Sampling on the shared prefix: sampler and scorer agree, and rows do not depend on each other."""
 
 from dataclasses import replace
 
@@ -30,7 +30,9 @@ def run(policy, prompts, **options):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("options", [{"temperature": 0.7}, {"top_p": 0.8}, {"top_k": 5}, {"min_completion_length": 4}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{"temperature": 0.7}, {"top_p": 0.8}, {"top_k": 5}, {"min_completion_length": 4}], ids=str
+)
 def test_sampler_and_scorer_agree(family, options):
     policy = tiny_policy(family)
     prompts = prepared(policy, family)
@@ -57,7 +59,9 @@ def test_padded_rows_decoded_in_a_batch_equal_the_same_rows_alone_in_one_forward
 def test_greedy_says_what_transformers_generate_says():
     policy = tiny_policy("qwen2_5_vl")
     prompts = prompt_batch("qwen2_5_vl", images=(1, 1))
-    drawn = run(policy, prepared(policy, "qwen2_5_vl", (1, 1)), temperature=0, num_generations=1, stop_ids=torch.tensor([7]))
+    drawn = run(
+        policy, prepared(policy, "qwen2_5_vl", (1, 1)), temperature=0, num_generations=1, stop_ids=torch.tensor([7])
+    )
     expected = policy.network.generate(
         input_ids=prompts.input_ids,
         attention_mask=prompts.attention_mask.long(),
@@ -146,5 +150,7 @@ def test_select_equals_a_batch_made_alone():
     assert text.pixel_values is None
     assert text.attention_mask.all()
     swapped = whole.select([2, 0])
-    assert torch.equal(swapped.pixel_values, torch.cat([whole.select([2]).pixel_values, whole.select([0]).pixel_values]))
+    assert torch.equal(
+        swapped.pixel_values, torch.cat([whole.select([2]).pixel_values, whole.select([0]).pixel_values])
+    )
     assert replace(swapped).images_per_prompt == (2, 1)

@@ -72,7 +72,12 @@ def prompt_batch(family: str, images: tuple[int, ...] = (1, 0, 2), dtype: torch.
     ]
     texts = [
         processor.apply_chat_template(
-            [{"role": "user", "content": [*({"type": "image"} for _ in r.images), {"type": "text", "text": r.question}]}],
+            [
+                {
+                    "role": "user",
+                    "content": [*({"type": "image"} for _ in r.images), {"type": "text", "text": r.question}],
+                }
+            ],
             add_generation_prompt=True,
             tokenize=False,
         )

@@ -1,0 +1,187 @@
+"""What every training of a policy shares: loading it, judging its answers, stepping safely, saving what trains."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from lightning import LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+
+from medgrpo.evaluation import GroupAccuracy, judge
+from medgrpo.policy import Policy
+from medgrpo.prefix import prepare
+from medgrpo.rollout import sample
+from medgrpo.types import Completions, PromptBatch, Record
+
+STOP_TOKENS = ("<|im_end|>", "<|endoftext|>")
+"""Any of these ends a completion."""
+
+
+class PolicyModule(LightningModule):
+    """A LightningModule around a `Policy`; subclasses add ``training_step``.
+
+    Args:
+        policy: what is trained; see ``Policy``.
+        optimizer: called with the trainable parameters.
+        lr_scheduler: called with the optimizer, stepped once per optimizer step; None keeps the learning rate.
+        max_completion_length: tokens; longer completions are cut off.
+        max_nonfinite_steps: stop after this many steps in a row without a finite gradient; each is skipped and counted.
+    """
+
+    num_iterations: int = 1
+    """Optimizer steps per batch of the loader."""
+    needs_reference: bool = False
+    """Whether training compares with the policy as it was at the start."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        optimizer: OptimizerCallable,
+        lr_scheduler: LRSchedulerCallable | None,
+        max_completion_length: int,
+        max_nonfinite_steps: int,
+    ) -> None:
+        super().__init__()
+        self.policy = policy
+        self.optimizer = optimizer
+        self.lr_scheduler = lr_scheduler
+        self.max_completion_length = max_completion_length
+        self.max_nonfinite_steps = max_nonfinite_steps
+        self.grad_norm = 0.0
+        self.num_tokens = 0
+        self.nonfinite_steps = 0
+        self.nonfinite_in_a_row = 0
+        self.on_rollout_token: Callable[[int, int], None] | None = None
+        """Called while completions are drawn, with (tokens so far, rows still alive); a progress bar sets it."""
+        self.strict_loading = False  # checkpoints hold only what trains; on_load_checkpoint compares the names
+
+    @cached_property
+    def processor(self) -> Any:
+        """The checkpoint's processor: tokenizer, chat template and image settings."""
+        from transformers import AutoProcessor
+
+        processor = AutoProcessor.from_pretrained(self.policy.model_name_or_path)
+        processor.tokenizer.padding_side = "left"
+        return processor
+
+    def configure_model(self) -> None:
+        """Load the policy, once."""
+        if self.policy.model is not None:
+            return
+        self.policy.load(with_reference=self.needs_reference and self.trainer.state.fn == "fit")
+        vocabulary = self.processor.tokenizer.get_vocab()
+        stop = [vocabulary[token] for token in STOP_TOKENS if token in vocabulary]
+        if not stop:
+            raise ValueError(f"the tokenizer of {self.policy.model_name_or_path} has none of {', '.join(STOP_TOKENS)}")
+        self.register_buffer("stop_ids", torch.tensor(stop), persistent=False)
+        self.register_buffer("suppressed", torch.tensor(self.policy.suppressed_ids()), persistent=False)
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """The optimizer over what trains, and the scheduler stepped with it."""
+        optimizer = self.optimizer([p for p in self.policy.parameters() if p.requires_grad])
+        if self.lr_scheduler is None:
+            return {"optimizer": optimizer}
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.lr_scheduler(optimizer), "interval": "step"}}
+
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        """Clip as the Trainer says; a step whose gradient is not finite is skipped and counted."""
+        gradients = [p.grad for p in self.policy.parameters() if p.grad is not None]
+        self.grad_norm = float(torch.nn.utils.get_total_norm(gradients))
+        if np.isfinite(self.grad_norm):
+            self.nonfinite_in_a_row = 0
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+            return
+        self.zero_grad(set_to_none=True)  # the optimizer leaves parameters without a gradient as they are
+        self.nonfinite_steps += 1
+        self.nonfinite_in_a_row += 1
+        if self.nonfinite_in_a_row >= self.max_nonfinite_steps:
+            raise FloatingPointError(
+                f"{self.nonfinite_in_a_row} steps in a row had no finite gradient: lower the learning rate, raise "
+                "beta, or set trainer.gradient_clip_val (max_nonfinite_steps says when to give up)"
+            )
+
+    def answer(self, prompts: PromptBatch) -> list[dict]:
+        """One greedy completion per question, judged; see ``evaluation.judge``, plus the prompt."""
+        prompts = prepare(self.policy.network, prompts, self.device, self.policy.freeze_vision)
+        completions = sample(
+            self.policy.network,
+            prompts,
+            num_generations=1,
+            max_completion_length=self.max_completion_length,
+            temperature=0.0,
+            stop_ids=self.stop_ids,
+            suppressed=self.suppressed,
+            pad_id=self.processor.tokenizer.pad_token_id,
+            on_token=self.on_rollout_token,
+        )
+        rows = zip(prompts.records, prompts.texts, self.decode(completions), completions.finished.tolist(), strict=True)
+        return [judge(record, text, finished) | {"prompt": prompt} for record, prompt, text, finished in rows]
+
+    def extracted(self, record: Record, completion: str) -> str | None:
+        """The answer read from a completion, None when unparsed."""
+        return judge(record, completion, finished=True)["answer"]
+
+    def decode(self, completions: Completions) -> list[str]:
+        """[N] texts without special tokens."""
+        rows = [ids[mask] for ids, mask in zip(completions.ids.cpu(), completions.mask.cpu(), strict=True)]
+        return self.processor.tokenizer.batch_decode(rows, skip_special_tokens=True)
+
+    def on_validation_start(self) -> None:
+        """Name the groups of the records that will be judged."""
+        self.accuracy = GroupAccuracy(self.trainer.datamodule.records["val"]).to(self.device)
+
+    def on_test_start(self) -> None:
+        """Name the groups of the records that will be judged."""
+        self.accuracy = GroupAccuracy(self.trainer.datamodule.records["test"]).to(self.device)
+
+    def validation_step(self, prompts: PromptBatch, batch_idx: int) -> list[dict]:
+        """Greedy answers to the validation questions."""
+        return self._judge(prompts)
+
+    def test_step(self, prompts: PromptBatch, batch_idx: int) -> list[dict]:
+        """Greedy answers to the test questions."""
+        return self._judge(prompts)
+
+    def predict_step(self, prompts: PromptBatch, batch_idx: int) -> list[dict]:
+        """Greedy answers, judged; the prediction writer puts them on disk."""
+        return self.answer(prompts)
+
+    def _judge(self, prompts: PromptBatch) -> list[dict]:
+        rows = self.answer(prompts)
+        self.accuracy.update(prompts.records, rows)
+        return rows
+
+    def on_validation_epoch_end(self) -> None:
+        """``val/accuracy``, by modality and question type, and the rates of unparsed and truncated answers."""
+        self.log_dict({f"val/{name}": value for name, value in self.accuracy.compute().items()})
+
+    def on_test_epoch_end(self) -> None:
+        """``test/accuracy``, by modality and question type, and the rates of unparsed and truncated answers."""
+        self.log_dict({f"test/{name}": value for name, value in self.accuracy.compute().items()})
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what trains and what resuming needs, nothing else."""
+        trained = self._trained_names()
+        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}
+        checkpoint["grpo"] = {"num_tokens": self.num_tokens, "nonfinite_steps": self.nonfinite_steps}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint that does not hold exactly what trains here."""
+        expected, got = self._trained_names(), set(checkpoint["state_dict"])
+        if expected != got:
+            raise ValueError(
+                f"the checkpoint does not fit this policy: {len(expected & got)} of {len(expected)} trained tensors "
+                f"are in it, {len(got - expected)} others are too, e.g. {sorted(expected ^ got)[0]}; use_peft, "
+                "lora_target_modules, freeze_vision and model_name_or_path must be those of the run that saved it"
+            )
+        self.num_tokens = checkpoint["grpo"]["num_tokens"]
+        self.nonfinite_steps = checkpoint["grpo"]["nonfinite_steps"]
+
+    def _trained_names(self) -> set[str]:
+        return {name for name, parameter in self.named_parameters() if parameter.requires_grad}
