@@ -17,8 +17,8 @@ from medgrpo.types import DataError, Record
 MAX_IMAGE_PIXELS = 100_000_000
 """Default of the option ``max_image_pixels``: a 10,000 x 10,000 image, 300 MB as RGB."""
 
-MAX_LISTED = 20
-"""Images that an error names; the rest are counted."""
+MAX_LISTED = 1000
+"""Images or prompts that one error names; the rest are counted."""
 
 MERGE_SIZE = 2
 """Patches per token and direction, in all three Qwen-VL families."""

@@ -29,6 +29,18 @@ FINDINGS = {
 }
 """Findings of each modality. The order is that of the warm start's long tail: the first is common, the last rare."""
 
+SIGNS = {
+    "ct": ("clear body", "dark disc", "white dots", "dark layer"),
+    "mri": ("even brain", "bright ball", "dark wedge", "bright patches"),
+    "xray": ("clear lungs", "white cloud", "wide heart", "black lung"),
+    "ultrasound": ("even speckle", "black ball", "bright stone", "bright cloud"),
+    "fundus": ("plain disc", "red blots", "yellow dots", "pale cup"),
+    "dermoscopy": ("brown spot", "black blue patch", "dotted yellow", "red lumps"),
+    "microscopy": ("few nuclei", "large nuclei", "many nuclei", "white hole"),
+    "oct": ("smooth dip", "dark bubbles", "open gap", "lifted layer"),
+}
+"""What each finding looks like, in the order of ``FINDINGS``."""
+
 NAMES = {
     "ct": "CT",
     "mri": "MRI",

@@ -166,6 +166,16 @@ class Checkpoint(ModelCheckpoint):
             shutil.rmtree(folder, ignore_errors=True)
             partial.rename(folder)
 
+    @staticmethod
+    def _link_checkpoint(trainer: Trainer, filepath: str, linkpath: str) -> None:
+        ModelCheckpoint._link_checkpoint(trainer, filepath, linkpath)
+        folder, link = Path(filepath).with_suffix(""), Path(linkpath).with_suffix("")
+        if trainer.is_global_zero and folder != link:
+            if link.is_dir() and not link.is_symlink():
+                shutil.rmtree(link)
+            link.unlink(missing_ok=True)
+            link.symlink_to(folder.name, target_is_directory=True)
+
     def _remove_checkpoint(self, trainer: Trainer, filepath: str) -> None:
         super()._remove_checkpoint(trainer, filepath)
         if trainer.is_global_zero:

@@ -16,6 +16,7 @@ NOISE = (
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",
     r"`is_gradient_checkpointing` is deprecated",
     r"Found \d+ module\(s\) in eval mode at the start of training",  # on purpose: dropout is off
+    r"Total length of `list` across ranks is zero",  # fit without data.val
 )
 """Warnings between libraries that a user can do nothing about."""
 

@@ -11,8 +11,15 @@ Each system runs in a process of its own, one after the other, on one set of inp
 - the same attention (sdpa), gradient checkpointing, fused AdamW, learning rate, clipping, loss (dapo), beta, suppressed
   tokens, loader workers and threads; no logging of completions, no evaluation, no checkpoints.
 
-A step lasts from the end of the step before to its own end, waiting for data included. Needs the extra
-``medgrpo[bench]``.
+A step lasts from the end of the step before to its own end, waiting for data included; its phases are
+
+- images: waiting for the loader; for TRL also the processor, which it runs in the training process, and the rewards;
+- rollout: drawing the completions, the vision tower's work for them included;
+- reference: the reference policy's pass (``--beta`` above 0);
+- train: loss, backward, clipping and optimizer.
+
+The machine must be quiet: the CPU time of a step should be near its wall time times the threads. Threads are those of
+``OMP_NUM_THREADS``. Peak memory is that of the training process, not of the loader's workers. Needs ``medgrpo[bench]``.
 """
 
 from __future__ import annotations
@@ -36,7 +43,7 @@ from typing import Any
 
 SYSTEMS = ("ours", "trl")
 PROMPT = "{Question}\nThink step by step, then give the letter of the correct option inside the answer tags."
-PHASES = ("images", "rollout", "reference", "train", "other")
+PHASES = ("images", "rollout", "reference", "train")
 LEARNING_RATE = 1e-6
 GRADIENT_CLIP = 1.0
 
@@ -48,6 +55,7 @@ class Clock:
         self.steps: list[dict[str, float]] = []
         self.seconds: dict[str, float] = defaultdict(float)
         self.ended = time.perf_counter()
+        self.cpu_ended = time.process_time()
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -62,10 +70,10 @@ class Clock:
 
     def end_step(self) -> None:
         """All time since the last step belongs to this one."""
-        now = time.perf_counter()
-        self.steps.append(dict(self.seconds) | {"step": now - self.ended})
+        now, cpu_now = time.perf_counter(), time.process_time()
+        self.steps.append(dict(self.seconds) | {"step": now - self.ended, "cpu": cpu_now - self.cpu_ended})
         self.seconds.clear()
-        self.ended = now
+        self.ended, self.cpu_ended = now, cpu_now
 
 
 def pay(text: str) -> float:
@@ -130,9 +138,6 @@ def run_ours(args: argparse.Namespace) -> dict[str, Any]:
         def __init__(self) -> None:
             self.clock = Clock()
             self.prompt_tokens = 0
-
-        def on_train_start(self, trainer, module):
-            self.clock = Clock()
 
         def on_train_batch_start(self, trainer, module, batch, batch_idx):
             self.clock.begin_step()
@@ -238,16 +243,14 @@ def run_trl(args: argparse.Namespace) -> dict[str, Any]:
                 return super()._get_per_token_logps_and_entropies(*positional, **named)
 
         def _compute_loss(self, model, inputs):
-            expect("completions of TRL in a micro-batch", args.prompts * args.generations, len(inputs["completion_ids"]))
-            expect("images of TRL", args.prompts * args.generations, len(inputs["image_grid_thw"]))
+            rows = args.prompts * args.generations
+            expect("completions of TRL in a micro-batch", rows, len(inputs["completion_ids"]))
+            expect("images of TRL", rows, len(inputs["image_grid_thw"]))
             expect("patches of TRL", int(inputs["image_grid_thw"].prod(-1).sum()), len(inputs["pixel_values"]))
             expect("advantages of TRL that are 0", 0, int((inputs["advantages"] == 0).sum()))
             return super()._compute_loss(model, inputs)
 
     class StepClock(TrainerCallback):
-        def on_train_begin(self, *positional, **named):
-            clock.ended = time.perf_counter()
-
         def on_step_begin(self, *positional, **named):
             clock.begin_step()
 
@@ -363,12 +366,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 def figures(args: argparse.Namespace, results: list[dict[str, Any]]) -> dict[str, Any]:
     """Medians over the counted steps of all runs of one system."""
     steps = [step for result in results for step in result["steps"]]
-    for step in steps:
-        step["other"] = step["step"] - sum(step[phase] for phase in PHASES if phase != "other")
     step_s = median(step["step"] for step in steps)
     return {
         "step_s": step_s,
         "steps_s": [step["step"] for step in steps],
+        "cpu_s": median(step["cpu"] for step in steps),
         "phases_s": {phase: median(step[phase] for step in steps) for phase in PHASES},
         "completions_per_s": args.prompts * args.generations / step_s,
         "peak_gib": max(result["peak_gib"] for result in results),
@@ -376,18 +378,19 @@ def figures(args: argparse.Namespace, results: list[dict[str, Any]]) -> dict[str
 
 
 def table(result: dict[str, Any]) -> str:
-    """One line per figure."""
+    """One line per figure; a factor above 1 is in our favour."""
     ours, trl = result["ours"], result["trl"]
     rows = [("step (s)", ours["step_s"], trl["step_s"])]
     rows += [(f"  {phase}", ours["phases_s"][phase], trl["phases_s"][phase]) for phase in PHASES]
-    rows += [("completions/s", ours["completions_per_s"], trl["completions_per_s"])]
-    rows += [("peak memory (GiB)", ours["peak_gib"], trl["peak_gib"])]
-    lines = [f"{'':20}{'ours':>10}{'TRL':>10}{'TRL / ours':>12}"]
+    rows += [("CPU time (s)", ours["cpu_s"], trl["cpu_s"]), ("peak memory (GiB)", ours["peak_gib"], trl["peak_gib"])]
+    lines = [f"{'':18}{'ours':>8}{'TRL':>8}{'factor':>8}"]
     for name, a, b in rows:
-        ratio = f"{b / a:.2f}" if min(a, b) >= 0.01 else "-"
-        lines.append(f"{name:20}{a:>10.2f}{b:>10.2f}{ratio:>12}")
-    spans = (f"{name} {min(r['steps_s']):.2f} to {max(r['steps_s']):.2f} s" for name, r in (("ours", ours), ("TRL", trl)))
-    return "\n".join([*lines, f"{len(ours['steps_s'])} steps each: {', '.join(spans)}"])
+        lines.append(f"{name:18}{a:>8.2f}{b:>8.2f}{f'{b / a:.1f}' if a else '':>8}")
+    a, b = ours["completions_per_s"], trl["completions_per_s"]
+    lines.append(f"{'completions/s':18}{a:>8.2f}{b:>8.2f}{a / b:>8.1f}")
+    for name, steps in (("ours", ours["steps_s"]), ("TRL", trl["steps_s"])):
+        lines.append(f"{name}: {len(steps)} steps of {min(steps):.2f} to {max(steps):.2f} s")
+    return "\n".join(lines)
 
 
 def parse() -> argparse.Namespace:

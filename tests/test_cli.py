@@ -118,7 +118,7 @@ def test_fit_validate_test_predict(folder, capsys):
     main(["fit", "--config", config])
     run = folder / "runs" / "run"
     saved = sorted(path.name for path in (run / "checkpoints").iterdir())
-    assert saved == ["last.ckpt", "step2", "step2.ckpt", "step4", "step4.ckpt"]
+    assert saved == ["last", "last.ckpt", "step2", "step2.ckpt", "step4", "step4.ckpt"]
     assert {"adapter_config.json", "adapter_model.safetensors"} <= {
         p.name for p in (run / "checkpoints/step4").iterdir()
     }
@@ -157,7 +157,7 @@ def test_fit_validate_test_predict(folder, capsys):
     with pytest.raises(SystemExit, match=r"p\.jsonl exists"):
         main(["predict", "--config", config, "--predictions.path", str(folder / "out" / "p.jsonl")])
 
-    adapter = str(run / "checkpoints/step4")
+    adapter = str(run / "checkpoints/last")
     main(
         [
             "predict",

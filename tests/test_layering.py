@@ -1,0 +1,139 @@
+"""No module imports one of ours that the table does not name, and none loads models early."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+OURS = ("medgrpo", "data_modules")
+
+CORE = {"types", "prompts", "answers", "rewards", "advantages", "loss", "policy", "prefix", "rollout"}
+
+# Module -> modules of ours that it may import. A new file needs a row; an arrow against the way of the data, a reason.
+MAY_IMPORT: dict[str, set[str]] = {
+    "medgrpo": set(),
+    "medgrpo.types": set(),
+    "medgrpo.prompts": {"medgrpo.types"},
+    "medgrpo.answers": {"medgrpo.types"},
+    "medgrpo.rewards": {"medgrpo.types", "medgrpo.answers"},
+    "medgrpo.advantages": set(),
+    "medgrpo.loss": set(),
+    "medgrpo.metrics": set(),
+    "medgrpo.policy": {"medgrpo.types"},
+    "medgrpo.prefix": {"medgrpo.types", "medgrpo.policy"},
+    "medgrpo.rollout": {"medgrpo.types", "medgrpo.policy", "medgrpo.prefix"},
+    "medgrpo.evaluation": {"medgrpo.types", "medgrpo.answers"},
+    "medgrpo.policy_module": {f"medgrpo.{name}" for name in ("types", "policy", "prefix", "rollout", "evaluation")},
+    "medgrpo.module": {f"medgrpo.{name}" for name in CORE | {"evaluation", "metrics", "policy_module"}},
+    "medgrpo.callbacks": {"medgrpo.types"},
+    "medgrpo.cli": {"medgrpo.types", "medgrpo.module", "medgrpo.callbacks", "data_modules.base"},
+    "medgrpo.demo": set(),
+    "medgrpo.demo.model": {"medgrpo.types"},
+    "data_modules.formats": {"medgrpo.types"},
+    "data_modules.images": {"medgrpo.types"},
+    "data_modules.loading": {"medgrpo.types", "medgrpo.prompts", "data_modules.images"},
+    "data_modules.base": {
+        "medgrpo.types",
+        "medgrpo.prompts",
+        "data_modules.formats",
+        "data_modules.images",
+        "data_modules.loading",
+    },
+    "data_modules.phantom": {"medgrpo.types", "data_modules.base"},
+}
+THIN = ("ct", "mri", "xray", "ultrasound", "fundus", "dermoscopy", "microscopy", "oct", "tasks")
+MAY_IMPORT |= {f"data_modules.{name}": {"data_modules.base"} for name in THIN}
+MAY_IMPORT["data_modules"] = {f"data_modules.{name}" for name in ("base", *THIN)}
+
+# Modules of pure functions and plain data -> everything that they may import besides the standard library and ours.
+PURE: dict[str, set[str]] = {
+    "medgrpo.types": {"torch"},
+    "medgrpo.advantages": {"torch"},
+    "medgrpo.loss": {"torch"},
+    "medgrpo.metrics": {"torch"},
+    "medgrpo.rewards": {"torch"},
+    "medgrpo.prompts": set(),
+    "medgrpo.answers": set(),
+    "data_modules.formats": set(),
+}
+
+FILES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for package in OURS
+    for path in sorted((ROOT / package).rglob("*.py"))
+}
+
+
+def imported(source: str) -> set[str]:
+    """Full names of what a module imports anywhere in it, functions and ``TYPE_CHECKING`` included."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            # ``from medgrpo import loss`` imports medgrpo.loss; ``from . import loss`` has no module.
+            module = node.module or ""
+            children = {f"{module}.{alias.name}" for alias in node.names}
+            names |= {"." * node.level + module} if node.level else children & set(FILES) or {module}
+    return names
+
+
+def forbidden(module: str, source: str) -> set[str]:
+    """Imports of ``source`` that ``module`` may not have."""
+    allowed = MAY_IMPORT[module]
+    wrong = {name for name in imported(source) if name.startswith(".")}
+    wrong |= {name for name in imported(source) if name.split(".")[0] in OURS and name not in allowed}
+    if module in PURE:
+        outside = {name for name in imported(source) if name.split(".")[0] not in (*OURS, *sys.stdlib_module_names)}
+        wrong |= {name for name in outside if name.split(".")[0] not in PURE[module]}
+    return wrong
+
+
+def test_table_has_a_row_for_every_file_and_no_other():
+    assert set(MAY_IMPORT) == set(FILES)
+
+
+@pytest.mark.parametrize("module", FILES)
+def test_imports_follow_the_table(module):
+    assert not forbidden(module, FILES[module].read_text(encoding="utf-8"))
+
+
+def test_table_has_no_circle():
+    left = dict(MAY_IMPORT)
+    while left:
+        free = [module for module, imports in left.items() if not imports & set(left)]
+        assert free, f"circle among {sorted(left)}"
+        for module in free:
+            del left[module]
+
+
+@pytest.mark.parametrize(
+    ("module", "source", "wrong"),
+    [
+        ("medgrpo.loss", "from medgrpo.types import Record", {"medgrpo.types"}),
+        ("medgrpo.loss", "import medgrpo.module", {"medgrpo.module"}),
+        ("medgrpo.loss", "def f():\n    from medgrpo import policy", {"medgrpo.policy"}),
+        ("medgrpo.loss", "from torch import Tensor", set()),
+        ("medgrpo.loss", "import numpy as np", {"numpy"}),
+        ("medgrpo.answers", "import torch", {"torch"}),
+        ("medgrpo.answers", "from . import types", {"."}),
+        ("medgrpo.answers", "import re\nfrom medgrpo.types import Record", set()),
+        ("data_modules.ct", "from medgrpo.module import GRPOModule", {"medgrpo.module"}),
+    ],
+)
+def test_a_wrong_arrow_is_seen(module, source, wrong):
+    assert forbidden(module, source) == wrong
+
+
+def test_commands_start_without_loading_models():
+    """``medgrpo --help`` answers at once. (Lightning's torchmetrics imports the top level of transformers.)"""
+    heavy = ("peft", "bitsandbytes", "trl", "datasets", "transformers.modeling_utils", "transformers.models.qwen2_vl")
+    code = (
+        "import sys, data_modules, medgrpo, medgrpo.cli\n"
+        f"print([name for name in {heavy} if any(loaded.startswith(name) for loaded in sys.modules)])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
