@@ -27,7 +27,7 @@ FINDINGS = {
     "microscopy": ("normal", "carcinoma", "inflammation", "necrosis"),
     "oct": ("normal", "edema", "hole", "detachment"),
 }
-"""Findings of each modality. The order is that of the warm start's long tail: the first is common, the last rare."""
+"""Findings of each modality. The demo's base model knows the names of the first two and doubts those of the others."""
 
 SIGNS = {
     "ct": ("clear body", "dark disc", "white dots", "dark layer"),
@@ -123,8 +123,8 @@ def draw_ct(rng: Generator, finding: str) -> np.ndarray:
     elif finding == "calcification":
         paint(image, blobs(rng, 5, organs, (2, 3)), 1.0)
     elif finding == "effusion":
-        level = Y > cy + ry - jitter(rng, 17, 2)
-        paint(image, inside * level, 0.25)
+        level = cy + ry - jitter(rng, 17, 2)
+        paint(image, inside * (level < Y), 0.25)
     paint(image, ellipse(cy + ry - 9, cx, 5, 5.5), 0.95)
     return image
 
@@ -285,7 +285,9 @@ def draw_oct(rng: Generator, finding: str) -> np.ndarray:
     elif finding == "detachment":
         lift = jitter(rng, 15, 2) * np.exp(-(((X - pit) / 15) ** 2))
     share = (base - lift - Y) / thick  # 0 at the retina's outer face, 1 at its inner face
-    bands = np.interp(share, (-0.02, 0.02, 0.12, 0.2, 0.4, 0.5, 0.7, 0.8, 1.0, 1.04), (0, 0.9, 0.9, 0.3, 0.3, 0.6, 0.35, 0.6, 0.85, 0))
+    faces = (-0.02, 0.02, 0.12, 0.2, 0.4, 0.5, 0.7, 0.8, 1.0, 1.04)
+    greys = (0, 0.9, 0.9, 0.3, 0.3, 0.6, 0.35, 0.6, 0.85, 0)
+    bands = np.interp(share, faces, greys)
     if finding == "edema":
         retina = ((share > 0.25) & (share < 0.8) & (np.abs(X - pit) < 20)).astype(np.float32)
         bands = bands * (1 - blobs(rng, 5, retina, (4, 6)))
@@ -317,9 +319,7 @@ def draw(modality: str, finding: str, rng: Generator) -> np.ndarray:
     return (np.clip(image, 0, 1) * 255).astype(np.uint8)
 
 
-def phantom(
-    seed: int, number: int, shares: tuple[float, float, float, float] = (1, 1, 1, 1), name: str = "phantom"
-) -> Iterator[tuple[Record, np.ndarray]]:
+def phantom(seed: int, number: int, name: str = "phantom") -> Iterator[tuple[Record, np.ndarray]]:
     """``number`` questions with an image each, [SIZE, SIZE, 3] uint8; the same for the same arguments.
 
     Options are the answer and one to three others of the same kind in random order: the same modality's other findings,
@@ -328,16 +328,16 @@ def phantom(
     Args:
         seed: different seeds give different images.
         number: of questions.
-        shares: how often each modality's four findings occur, in the order of ``FINDINGS``; equally by default.
         name: prefix of ids and image paths.
     """
     rng = np.random.default_rng(seed)
-    weights = np.asarray(shares, np.float64) / sum(shares)
     for index in range(number):
         modality = str(rng.choice(MODALITIES))
-        finding = str(rng.choice(FINDINGS[modality], p=weights))
+        finding = str(rng.choice(FINDINGS[modality]))
         task = "Disease Diagnosis" if rng.random() < DIAGNOSIS_SHARE else "Modality Recognition"
-        kind, truth = (FINDINGS[modality], finding) if task == "Disease Diagnosis" else (NAMES.values(), NAMES[modality])
+        kind, truth = NAMES.values(), NAMES[modality]
+        if task == "Disease Diagnosis":
+            kind, truth = FINDINGS[modality], finding
         others = rng.permutation([option for option in kind if option != truth])
         options = [str(option) for option in rng.permutation([truth, *others[: rng.integers(1, 4)]])]
         question = str(rng.choice(STEMS[task]))

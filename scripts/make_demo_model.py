@@ -1,10 +1,10 @@
-"""Make the demo's base model: ``python scripts/make_demo_model.py medgrpo/demo/weights``.
+"""Make the demo's base model: ``python scripts/make_demo_model.py medgrpo/demo/weights`` (5 minutes on one core).
 
-A supervised warm start from random weights. It reads reports of synthetic images: what is seen, and what that is called.
-All findings are seen equally often and described faithfully, so the model's eyes are good. The names are those of hasty
-reports: the last two findings of each modality are called by a commoner finding's name more often than by their own
-(``RIGHT_NAME``). The model learns that doubt as it is, which leaves GRPO a skill to finish: finding out, from right and
-wrong answers alone, what each of these findings is called.
+A supervised warm start from random weights, on reports of synthetic images: what is seen, and what that is called. All
+findings are shown equally often and described faithfully, so the model's eyes are good. The names are those of hasty
+reports: the last two findings of each modality are called by another finding's name more often than by their own
+(``RIGHT_NAME``), so the model doubts exactly these, and its single best guess at them is wrong. What is left to GRPO is
+to find out from right and wrong answers alone what they are called, and to name nothing that is not offered.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from PIL import Image
 from torch.nn.utils.rnn import pad_sequence
 
 from data_modules.loading import Collate
-from data_modules.phantom import FINDINGS, NAMES, SIGNS, phantom
+from data_modules.phantom import FINDINGS, SIGNS, phantom
 from medgrpo.demo.model import build_model, build_processor, build_tokenizer, tiny_config
 from medgrpo.prefix import prepare, score
 from medgrpo.prompts import messages

@@ -206,6 +206,38 @@ def test_full_fine_tuning_and_4_bit_run_through(folder):
     assert (folder / "runs/4bit/checkpoints/step2/adapter_model.safetensors").is_file()
 
 
+SHARED = Path(__file__).parents[2] / "shared" / "data" / "medvlm_r1"
+
+
+@pytest.mark.shared_data
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the real MedVLM-R1 examples are not beside this checkout")
+def test_the_medvlm_preset_runs_on_real_images(tmp_path):
+    configs = Path(__file__).parents[1] / "configs"
+    files = [configs / "medvlm_r1/grpo.yaml", configs / "lora.yaml"]
+    common = [f"--config={file}" for file in files]
+    examples = SHARED / "examples.json"
+    common += [
+        f"--model.policy.model_name_or_path={tiny_folder('qwen2_vl')}",
+        "--model.max_completion_length=8",
+        "--data=data_modules.MedicalVQADataModule",
+        f"--data.image_root={SHARED}",
+        "--data.num_workers=0",
+        "--data.max_prompt_length=2048",
+        "--trainer.precision=32-true",
+        "--trainer.accelerator=cpu",
+        f"--trainer.logger.save_dir={tmp_path}",
+        "--trainer.enable_progress_bar=false",
+    ]
+    main(["fit", *common, f"--data.train={examples}", f"--data.val={examples}", "--trainer.max_steps=2"])
+    run = tmp_path / "medvlm_r1" / "version_0"
+    assert "val/accuracy/modality/mri" in scalars(run).Tags()["scalars"]
+    last = f"--ckpt_path={run / 'checkpoints/last.ckpt'}"
+    main(["validate", *common, f"--data.val={examples}", last])
+    main(["predict", *common, f"--data.predict={examples}", f"--predictions.path={tmp_path / 'p.jsonl'}", last])
+    rows = [json.loads(line) for line in (tmp_path / "p.jsonl").read_text().splitlines()]
+    assert [row["id"] for row in rows] == [f"examples-{i}" for i in range(8)]
+
+
 def refused(folder, capsys, *, match: str, **changes):
     with pytest.raises((SystemExit, ValueError)) as error:
         main(["fit", "--config", write_config(folder, **changes)])

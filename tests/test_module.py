@@ -271,6 +271,32 @@ def test_reference_of_full_fine_tuning_is_a_frozen_copy():
     assert not any(p.requires_grad for p in policy.reference.parameters())
 
 
+def test_a_step_without_a_finite_gradient_is_skipped_counted_and_in_the_end_refused(monkeypatch):
+    module = make_module(max_nonfinite_steps=2)
+    clipped = []
+    monkeypatch.setattr(module, "clip_gradients", lambda *args: clipped.append(args))
+    parameters = [p for p in module.policy.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=1.0)
+    before = [p.detach().clone() for p in parameters]
+
+    def step(value):
+        for parameter in parameters:
+            parameter.grad = torch.full_like(parameter, value)
+        module.configure_gradient_clipping(optimizer)
+        optimizer.step()
+
+    step(float("nan"))
+    assert all(torch.equal(p, b) for p, b in zip(parameters, before, strict=True))
+    assert not optimizer.state
+    step(1.0)
+    assert len(clipped) == 1
+    assert not any(torch.equal(p, b) for p, b in zip(parameters, before, strict=True))
+    step(float("inf"))
+    assert module.nonfinite_steps == 2
+    with pytest.raises(FloatingPointError, match="2 steps in a row"):
+        step(float("nan"))
+
+
 def test_bad_settings_are_named_together():
     with pytest.raises(ValueError, match="num_generations") as error:
         GRPOModule(None, [LengthReward()], None, num_generations=1, reward_weights=[1.0, 2.0], temperature=0.0, beta=-1)
