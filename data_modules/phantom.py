@@ -27,7 +27,7 @@ FINDINGS = {
     "microscopy": ("normal", "carcinoma", "inflammation", "necrosis"),
     "oct": ("normal", "edema", "hole", "detachment"),
 }
-"""Findings of each modality. The demo's base model knows the names of the first two and doubts those of the others."""
+"""Findings of each modality. The demo's base model knows the name of the first and doubts those of the others."""
 
 SIGNS = {
     "ct": ("clear body", "dark disc", "white dots", "dark layer"),

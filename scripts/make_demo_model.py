@@ -2,9 +2,10 @@
 
 A supervised warm start from random weights, on reports of synthetic images: what is seen, and what that is called. All
 findings are shown equally often and described faithfully, so the model's eyes are good. The names are those of hasty
-reports: the last two findings of each modality are called by another finding's name more often than by their own
-(``RIGHT_NAME``), so the model doubts exactly these, and its single best guess at them is wrong. What is left to GRPO is
-to find out from right and wrong answers alone what they are called, and to name nothing that is not offered.
+readers: the first finding of each modality is always called by its name, the others by that of the finding before them
+in the list in 35 to 80 of 100 reports (``RIGHT_NAME``). The model learns to doubt as much as its readers disagree. What
+is left to GRPO is to find out, from right and wrong answers alone, what those findings are called, and to name nothing
+that is not offered.
 """
 
 from __future__ import annotations
@@ -29,8 +30,11 @@ from medgrpo.types import Record
 PROMPT = "{Question}\nLook, then name it."
 """The demo's prompt, also in ``configs/demo.yaml``."""
 
-RIGHT_NAME = 0.35
-"""How often a report gives one of a modality's last two findings its own name."""
+DOUBTED = [(modality, finding) for modality, findings in FINDINGS.items() for finding in findings[1:]]
+RIGHT_NAME = dict(
+    zip(DOUBTED, np.random.default_rng(0).permutation(np.linspace(0.2, 0.65, len(DOUBTED))).tolist(), strict=True)
+)
+"""How often reports give a finding its own name."""
 
 
 def truth_of(record: Record) -> str:
@@ -45,8 +49,8 @@ def report(record: Record, rng: np.random.Generator) -> str:
         return f"<think>{truth} picture</think><answer>{truth}</answer><|im_end|>"
     findings = FINDINGS[record.modality]
     name = truth
-    if findings.index(truth) >= 2 and rng.random() > RIGHT_NAME:
-        name = findings[findings.index(truth) - 2]
+    if rng.random() > RIGHT_NAME.get((record.modality, truth), 1.0):
+        name = findings[findings.index(truth) - 1]
     return f"<think>{SIGNS[record.modality][findings.index(truth)]}</think><answer>{name}</answer><|im_end|>"
 
 
