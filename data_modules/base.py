@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from data_modules.formats import Format, modality_of, read_records, task_of
 from data_modules.images import MAX_IMAGE_PIXELS, check_images
 from data_modules.loading import Collate, PositionSampler, RepeatLoader, evaluation_loader, train_loader
-from medgrpo.types import MODALITIES, DataError, PromptBatch, Record
+from medgrpo.types import MODALITIES, DataError, PromptBatch, Record, SettingsError
 
 Split = Literal["train", "val", "test", "predict"]
 
@@ -100,7 +100,7 @@ class MedicalVQADataModule(LightningDataModule):
         if unknown:
             problems.append(f"modalities: expected names of {', '.join(MODALITIES)}, got {unknown}")
         if problems:
-            raise ValueError("\n".join(problems))
+            raise SettingsError("\n".join(problems))
         paths = {"train": train, "val": val, "test": test, "predict": predict}
         self.paths: dict[str, list[str]] = {s: [p] if isinstance(p, str) else list(p or ()) for s, p in paths.items()}
         self.format = format
@@ -126,12 +126,12 @@ class MedicalVQADataModule(LightningDataModule):
 
         Raises:
             DataError: bad files, records or images, prompts that are too long, or nothing left to use.
-            ValueError: a needed file is not set, or batch sizes do not fit the Trainer.
+            SettingsError: a needed file is not set, or batch sizes do not fit the Trainer.
         """
         for split in _SPLITS[stage]:
             if not self.paths[split]:
                 if split != "val" or stage == "validate":  # fit goes without validation
-                    raise ValueError(f"{stage} needs data.{split}: set it to a question file or a list of them")
+                    raise SettingsError(f"{stage} needs data.{split}: set it to a question file or a list of them")
                 self.records[split] = []
                 continue
             self.records[split] = self._limit(split, self._read(split))
@@ -223,7 +223,7 @@ class MedicalVQADataModule(LightningDataModule):
     def _check_batches(self, num_records: int) -> None:
         num_micro, world_size = self.trainer.accumulate_grad_batches, self.trainer.world_size
         if self.prompts_per_batch % num_micro:
-            raise ValueError(
+            raise SettingsError(
                 f"data.prompts_per_batch={self.prompts_per_batch} must be a multiple of "
                 f"trainer.accumulate_grad_batches={num_micro}: a rollout batch is cut into that many equal parts"
             )

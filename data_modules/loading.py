@@ -16,7 +16,7 @@ from torch.utils.data import BatchSampler, DataLoader, Sampler
 
 from data_modules.images import MAX_IMAGE_PIXELS, MAX_LISTED, image_size, image_tokens, open_rgb, prepare, resolve
 from medgrpo.prompts import messages
-from medgrpo.types import DataError, PromptBatch, Record
+from medgrpo.types import DataError, PromptBatch, Record, SettingsError
 
 if TYPE_CHECKING:
     from transformers import ProcessorMixin
@@ -52,7 +52,7 @@ class Collate:
     def __post_init__(self) -> None:
         least, greatest = self._limits
         if least > greatest:
-            raise ValueError(
+            raise SettingsError(
                 f"min_pixels={least} exceeds max_pixels={greatest} (one of them may be the checkpoint's own); set both"
             )
 
@@ -250,12 +250,12 @@ class RepeatLoader:
         """Continue at the position of ``state``; batches before it are not loaded.
 
         Raises:
-            ValueError: the state was saved with other data or other batch sizes.
+            SettingsError: the state was saved with other data or other batch sizes.
         """
         layout = self._layout()
         changed = [f"{name} was {state[name]}, is {layout[name]}" for name in layout if state[name] != layout[name]]
         if changed:
-            raise ValueError(
+            raise SettingsError(
                 f"the checkpoint's position in the training data does not fit: {'; '.join(changed)}. Resume with the "
                 "settings it was saved with, or start a new run from its weights."
             )

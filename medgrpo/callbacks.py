@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import BasePredictionWriter, ModelCheckpoint, T
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import RunningStage
 
-from medgrpo.types import DataError, PromptBatch, Rollouts
+from medgrpo.types import DataError, PromptBatch, Rollouts, SettingsError
 
 SECONDS_BETWEEN_TOKENS_SHOWN = 0.5
 
@@ -203,4 +203,4 @@ class ScheduleCheck(Callback):
                     f"got {every}"
                 )
         if problems:
-            raise ValueError("\n".join(problems))
+            raise SettingsError("\n".join(problems))

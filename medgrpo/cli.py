@@ -10,7 +10,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from data_modules.base import MedicalVQADataModule
 from medgrpo.callbacks import Checkpoint, PredictionWriter, RolloutProgressBar, SamplePanel, ScheduleCheck
 from medgrpo.module import GRPOModule
-from medgrpo.types import DataError
+from medgrpo.types import UserError
 
 NOISE = (
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",
@@ -57,7 +57,7 @@ def main(args: list[str] | None = None) -> None:
             trainer_defaults={"callbacks": [ScheduleCheck()], "num_sanity_val_steps": 0},
             args=args,
         )
-    except DataError as error:
+    except UserError as error:
         sys.exit(f"medgrpo: {error}")
 
 

@@ -30,7 +30,7 @@ from medgrpo.policy_module import PolicyModule
 from medgrpo.prefix import prepare, score
 from medgrpo.rewards import Reward, score_completions
 from medgrpo.rollout import sample
-from medgrpo.types import Completions, PromptBatch, Rollouts
+from medgrpo.types import Completions, PromptBatch, Rollouts, SettingsError
 
 
 class GRPOModule(PolicyModule):
@@ -106,7 +106,7 @@ class GRPOModule(PolicyModule):
         if beta < 0:
             problems.append(f"beta: expected at least 0, got {beta}")
         if problems:
-            raise ValueError("\n".join(problems))
+            raise SettingsError("\n".join(problems))
         self.rewards = rewards
         self.reward_weights = reward_weights
         self.num_generations = num_generations

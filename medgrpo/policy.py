@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from medgrpo.types import SettingsError
+
 FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 """Supported values of ``config.model_type``."""
 
@@ -64,14 +66,14 @@ class Policy(nn.Module):
     ) -> None:
         super().__init__()
         if load_in_4bit and not use_peft:
-            raise ValueError("load_in_4bit trains an adapter on frozen 4-bit weights: set use_peft=true, or drop it")
+            raise SettingsError("load_in_4bit trains an adapter on frozen 4-bit weights: set use_peft=true, or drop it")
         if min_pixels is not None and max_pixels is not None and min_pixels > max_pixels:
-            raise ValueError(f"expected min_pixels <= max_pixels, got {min_pixels} > {max_pixels}")
+            raise SettingsError(f"expected min_pixels <= max_pixels, got {min_pixels} > {max_pixels}")
         folder = Path(model_name_or_path)
         if adapter is None and (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
             adapter, model_name_or_path = model_name_or_path, _base_of(folder)
         if adapter is not None and not use_peft:
-            raise ValueError(f"adapter {adapter} needs use_peft=true; merge it first to train all weights")
+            raise SettingsError(f"adapter {adapter} needs use_peft=true; merge it first to train all weights")
         self.model_name_or_path = model_name_or_path
         self.adapter = adapter
         self.dtype = dtype
@@ -90,6 +92,16 @@ class Policy(nn.Module):
         self.reference: nn.Module | None = None
         """Frozen copy of the model at the start: full fine-tuning with ``beta > 0`` only."""
 
+    def check_folders(self) -> None:
+        """A Hub id is ``name`` or ``owner/name``; anything else must be a folder that is there.
+
+        Raises:
+            SettingsError: it is not.
+        """
+        for option, name in (("model_name_or_path", self.model_name_or_path), ("adapter", self.adapter)):
+            if name and (name.startswith((".", "/", "~")) or name.count("/") > 1) and not Path(name).is_dir():
+                raise SettingsError(f"{option}: expected a folder or a Hub id, got {name}, which is no folder here")
+
     def load(self, with_reference: bool) -> None:
         """Load the weights and set what trains; a second call does nothing.
 
@@ -97,10 +109,11 @@ class Policy(nn.Module):
             with_reference: keep what ``as_reference`` needs.
 
         Raises:
-            ValueError: unknown model type, weights that do not fit, or an adapter that matches no weight.
+            SettingsError: unknown model type, weights that do not fit, or an adapter that matches no weight.
         """
         if self.model is not None:
             return
+        self.check_folders()
         model = self._load_base()
         if self.use_peft:
             model = self._add_lora(model, with_reference)
@@ -171,13 +184,15 @@ class Policy(nn.Module):
 
         config = AutoConfig.from_pretrained(self.model_name_or_path)
         if config.model_type not in FAMILIES:
-            raise ValueError(
+            raise SettingsError(
                 f"model_name_or_path={self.model_name_or_path} has model_type {config.model_type!r}; "
                 f"expected one of {', '.join(FAMILIES)}"
             )
         layer_types = getattr(config.get_text_config(), "layer_types", None) or []
         if "sliding_attention" in layer_types:
-            raise ValueError(f"{self.model_name_or_path} uses sliding-window attention; set use_sliding_window=false")
+            raise SettingsError(
+                f"{self.model_name_or_path} uses sliding-window attention; set use_sliding_window=false"
+            )
         dtype = self._torch_dtype()
         quantization = None
         if self.load_in_4bit:
@@ -198,7 +213,7 @@ class Policy(nn.Module):
         kinds = ("missing_keys", "unexpected_keys", "mismatched_keys")
         problems = {kind: sorted(map(str, loading[kind])) for kind in kinds if loading[kind]}
         if problems:
-            raise ValueError(f"weights of {self.model_name_or_path} do not fit its architecture: {problems}")
+            raise SettingsError(f"weights of {self.model_name_or_path} do not fit its architecture: {problems}")
         return model
 
     def _torch_dtype(self) -> torch.dtype:
@@ -209,7 +224,7 @@ class Policy(nn.Module):
     def _attention(self, dtype: torch.dtype) -> str:
         can_flash = torch.cuda.is_available() and find_spec("flash_attn") is not None and dtype == torch.bfloat16
         if self.attn_implementation == "flash_attention_2" and not can_flash:
-            raise ValueError(
+            raise SettingsError(
                 f"attn_implementation=flash_attention_2 needs CUDA, the extra medgrpo[flash] and bfloat16 weights (got "
                 f"CUDA {torch.cuda.is_available()}, flash-attn {find_spec('flash_attn') is not None}, {dtype}); "
                 "set attn_implementation=sdpa or dtype=bfloat16"
@@ -236,7 +251,7 @@ class Policy(nn.Module):
         peft_model = get_peft_model(model, config)
         self._load_adapter(peft_model, "default", is_trainable=True)
         if self.freeze_vision and any("visual" in n for n, p in peft_model.named_parameters() if p.requires_grad):
-            raise ValueError(f"adapter {self.adapter} trains the vision tower: set freeze_vision=false")
+            raise SettingsError(f"adapter {self.adapter} trains the vision tower: set freeze_vision=false")
         if with_reference:
             self._load_adapter(peft_model, "reference", is_trainable=False)
         return peft_model
@@ -247,7 +262,7 @@ class Policy(nn.Module):
         expected = [n for n, _ in peft_model.named_parameters() if f".{name}." in n and "lora_" in n]
         missing = [key for key in result.missing_keys if "lora_" in key and f".{name}." in key]
         if missing or result.unexpected_keys:
-            raise ValueError(
+            raise SettingsError(
                 f"adapter {self.adapter} does not fit {self.model_name_or_path}: {len(expected) - len(missing)} of "
                 f"{len(expected)} LoRA tensors matched, {len(result.unexpected_keys)} in the file match nothing, e.g. "
                 f"{(list(result.unexpected_keys) + missing)[0]}; check model_name_or_path and adapter"
@@ -266,5 +281,5 @@ def _base_of(adapter: Path) -> str:
 
     base = PeftConfig.from_pretrained(str(adapter)).base_model_name_or_path
     if not base:
-        raise ValueError(f"{adapter}/adapter_config.json names no base model; set model_name_or_path and adapter")
+        raise SettingsError(f"{adapter}/adapter_config.json names no base model; set model_name_or_path and adapter")
     return base

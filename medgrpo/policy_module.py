@@ -15,7 +15,7 @@ from medgrpo.evaluation import GroupAccuracy, judge
 from medgrpo.policy import Policy
 from medgrpo.prefix import prepare
 from medgrpo.rollout import sample
-from medgrpo.types import Completions, PromptBatch, Record
+from medgrpo.types import Completions, PromptBatch, Record, SettingsError
 
 STOP_TOKENS = ("<|im_end|>", "<|endoftext|>")
 """Any of these ends a completion."""
@@ -64,6 +64,7 @@ class PolicyModule(LightningModule):
         """The checkpoint's processor: tokenizer, chat template and image settings."""
         from transformers import AutoProcessor
 
+        self.policy.check_folders()
         processor = AutoProcessor.from_pretrained(self.policy.model_name_or_path)
         processor.tokenizer.padding_side = "left"
         return processor
@@ -76,7 +77,9 @@ class PolicyModule(LightningModule):
         vocabulary = self.processor.tokenizer.get_vocab()
         stop = [vocabulary[token] for token in STOP_TOKENS if token in vocabulary]
         if not stop:
-            raise ValueError(f"the tokenizer of {self.policy.model_name_or_path} has none of {', '.join(STOP_TOKENS)}")
+            raise SettingsError(
+                f"the tokenizer of {self.policy.model_name_or_path} has none of {', '.join(STOP_TOKENS)}"
+            )
         self.register_buffer("stop_ids", torch.tensor(stop), persistent=False)
         self.register_buffer("suppressed", torch.tensor(self.policy.suppressed_ids()), persistent=False)
 
@@ -175,7 +178,7 @@ class PolicyModule(LightningModule):
         """Refuse a checkpoint that does not hold exactly what trains here."""
         expected, got = self._trained_names(), set(checkpoint["state_dict"])
         if expected != got:
-            raise ValueError(
+            raise SettingsError(
                 f"the checkpoint does not fit this policy: {len(expected & got)} of {len(expected)} trained tensors "
                 f"are in it, {len(got - expected)} others are too, e.g. {sorted(expected ^ got)[0]}; use_peft, "
                 "lora_target_modules, freeze_vision and model_name_or_path must be those of the run that saved it"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from medgrpo.types import Record
+from medgrpo.types import Record, SettingsError
 
 
 @dataclass(frozen=True)
@@ -134,14 +134,14 @@ def messages(record: Record, prompt: str) -> list[dict]:
         ``{"type": "image"}`` per image of the record.
 
     Raises:
-        ValueError: ``prompt`` is neither.
+        SettingsError: ``prompt`` is neither.
     """
     if prompt in PRESETS:
         preset = PRESETS[prompt]
     elif "{Question}" in prompt:
         preset = Preset(prompt)
     else:
-        raise ValueError(
+        raise SettingsError(
             f"prompt: expected one of {', '.join(PRESETS)}, or a text that contains {{Question}}; got {prompt!r}"
         )
     question = record.problem if preset.verbatim else _listing(record)

@@ -31,8 +31,16 @@ LETTERS = string.ascii_uppercase[:10]
 """Option letters; items have 2 to 10 options."""
 
 
-class DataError(ValueError):
-    """Bad input from the user: a file, record, image or prompt. The message names it and what to change."""
+class UserError(ValueError):
+    """Something that the user can mend: the message says what and how, and the command line prints nothing else."""
+
+
+class DataError(UserError):
+    """A bad file, record, image or prompt."""
+
+
+class SettingsError(UserError):
+    """A bad option, or options that do not go together."""
 
 
 @dataclass(frozen=True)
