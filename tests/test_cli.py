@@ -173,6 +173,29 @@ def test_fit_validate_test_predict(folder, capsys):
     assert [row["completion"] for row in again] == [row["completion"] for row in rows]
 
 
+def test_the_progress_bar_moves_during_rollouts(folder, capsys):
+    main(["fit", "--config", write_config(folder, trainer__max_steps=1, trainer__enable_progress_bar=True)])
+    shown = capsys.readouterr()
+    assert "rollout: token 1, " in shown.out + shown.err
+
+
+def test_accumulation_changes_no_update(folder):
+    """Through the Trainer: Lightning's division by the micro-batches is undone. The last step is saved unasked."""
+    adapters = []
+    for parts in (1, 2, 4):
+        sgd = {"class_path": "torch.optim.SGD", "init_args": {"lr": 1.0}}
+        config = write_config(
+            folder, trainer__accumulate_grad_batches=parts, trainer__max_steps=2, model__optimizer=sgd
+        )
+        main(["fit", "--config", config, "--trainer.logger.init_args.version", f"parts{parts}"])
+        adapters.append(load_file(folder / f"runs/parts{parts}/checkpoints/step3/adapter_model.safetensors"))
+    moved = [name for name in adapters[0] if "lora_B" in name and adapters[0][name].abs().max() > 1e-3]
+    assert moved
+    for other in adapters[1:]:
+        for name in adapters[0]:
+            assert torch.allclose(adapters[0][name], other[name], rtol=1e-3, atol=1e-6), name
+
+
 @pytest.mark.parametrize("changes", [{}, {"model__num_iterations": 2, "model__epsilon": 0.05}], ids=["mu1", "mu2"])
 def test_resuming_continues_bit_for_bit(folder, changes):
     def run(name, steps, *more):
