@@ -185,7 +185,7 @@ def test_accumulation_changes_no_update(folder):
     for parts in (1, 2, 4):
         sgd = {"class_path": "torch.optim.SGD", "init_args": {"lr": 1.0}}
         config = write_config(
-            folder, trainer__accumulate_grad_batches=parts, trainer__max_steps=2, model__optimizer=sgd
+            folder, trainer__accumulate_grad_batches=parts, trainer__max_steps=3, model__optimizer=sgd
         )
         main(["fit", "--config", config, "--trainer.logger.init_args.version", f"parts{parts}"])
         adapters.append(load_file(folder / f"runs/parts{parts}/checkpoints/step3/adapter_model.safetensors"))
