@@ -5,7 +5,8 @@
 Group Relative Policy Optimization (DeepSeekMath, arXiv 2402.03300, eq. 3), with the clip of DAPO (arXiv 2503.14476) and
 the reductions of Dr. GRPO (arXiv 2503.20783). Differences from a plain implementation; none changes a gradient:
 
-1) Each prompt is encoded once per pass and shared by its G completions (``prefix.py``).
+1) Each prompt is encoded once per pass and shared by its G completions (``prefix.py``); a rollout batch that is trained
+   on in one piece hands the encoding that its completions were drawn on, with its graph, to the first pass.
 2) Denominators are those of the whole rollout batch over all ranks, so the gradient depends neither on how the batch is
    cut into micro-batches nor on the number of ranks.
 3) Groups whose rewards are all equal are skipped when ``beta == 0``: their gradient is zero.
@@ -15,6 +16,7 @@ the reductions of Dr. GRPO (arXiv 2503.20783). Differences from a plain implemen
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -25,12 +27,13 @@ from torch import Tensor
 from medgrpo.advantages import group_advantages, zero_variance
 from medgrpo.loss import clip_ratios, kl_k3, token_loss, token_weights
 from medgrpo.metrics import PassStatistics, Timer, peak_memory_gib, rollout_metrics
+from medgrpo.passes import cut, sum_of_losses
 from medgrpo.policy import Policy
 from medgrpo.policy_module import PolicyModule
-from medgrpo.prefix import prepare, score
+from medgrpo.prefix import encode, prepare, score
 from medgrpo.rewards import Reward, score_completions
 from medgrpo.rollout import sample
-from medgrpo.types import Completions, PromptBatch, Rollouts, SettingsError
+from medgrpo.types import Completions, Prefix, PromptBatch, Rollouts, SettingsError
 
 
 class GRPOModule(PolicyModule):
@@ -55,6 +58,8 @@ class GRPOModule(PolicyModule):
         loss_type: how token losses are averaged; see ``loss.token_weights``.
         scale_rewards: divide centred rewards by the standard deviation of the group, of the batch, or not at all.
         mask_truncated_completions: leave completions that were cut off out of the loss.
+        max_tokens_per_pass: prompt and completion tokens, padding included, that go through the model at once when
+            completions are scored; a micro-batch with more is cut into several passes by whole groups. None never cuts.
         max_nonfinite_steps: stop after this many steps in a row without a finite gradient; each is skipped and counted.
         seed: of the rollouts, together with epoch, batch and rank.
     """
@@ -79,6 +84,7 @@ class GRPOModule(PolicyModule):
         loss_type: Literal["grpo", "bnpo", "dr_grpo", "dapo"] = "dapo",
         scale_rewards: Literal["group", "batch", "none"] = "group",
         mask_truncated_completions: bool = False,
+        max_tokens_per_pass: int | None = None,
         max_nonfinite_steps: int = 5,
         seed: int = 42,
     ) -> None:
@@ -105,6 +111,8 @@ class GRPOModule(PolicyModule):
             problems.append(f"num_iterations: expected at least 1, got {num_iterations}")
         if beta < 0:
             problems.append(f"beta: expected at least 0, got {beta}")
+        if max_tokens_per_pass is not None and max_tokens_per_pass < 1:
+            problems.append(f"max_tokens_per_pass: expected at least 1, or none, got {max_tokens_per_pass}")
         if problems:
             raise SettingsError("\n".join(problems))
         self.rewards = rewards
@@ -122,6 +130,7 @@ class GRPOModule(PolicyModule):
         self.loss_type = loss_type
         self.scale_rewards = scale_rewards
         self.mask_truncated_completions = mask_truncated_completions
+        self.max_tokens_per_pass = max_tokens_per_pass
         self.seed = seed
 
         self.rollouts: Rollouts | None = None
@@ -154,7 +163,9 @@ class GRPOModule(PolicyModule):
         network = self.policy.network
         with self.timer("rollout"):
             prompts = prepare(network, prompts, self.device, self.policy.freeze_vision)
-            completions = self.sample(prompts, self._generator(window))
+            with torch.set_grad_enabled(self._trains_in_one_pass(prompts)):
+                prefix = encode(network, prompts)
+            completions = self.sample(prefix, self._generator(window))
             texts = self.decode(completions)
         with self.timer("reward"):
             records = [record for record in prompts.records for _ in range(self.num_generations)]
@@ -188,29 +199,44 @@ class GRPOModule(PolicyModule):
         self.num_tokens += self.rollout_tokens
         self.rollout_values["num_tokens"] = torch.tensor(float(self.num_tokens))
         rollouts = Rollouts(prompts, completions, texts, rewards, advantages, weights, active.tolist())
+        # With fewer active groups, encoding those anew (3 units of work each) is less than going back through all (2).
+        if prefix.last_hidden.requires_grad and 3 * sum(rollouts.active) >= 2 * len(prompts):
+            rollouts.prefix = prefix
+        del prefix
         if self.beta > 0:
             with self.timer("reference"), self.policy.as_reference() as reference:
                 rollouts.ref_logps = self._reference_logps(reference, rollouts)
         if self.num_iterations > 1:
-            rollouts.old_logps = torch.zeros_like(completions.logps)
+            rollouts.old_logps = torch.full_like(completions.logps, float("nan"))
         return rollouts
 
     def micro_loss(self, rollouts: Rollouts, micro: int, num_micro: int) -> Tensor:
         """The share of the groups of one micro-batch in the loss of the whole rollout batch."""
         groups = [p for p in self._groups(rollouts, micro, num_micro) if rollouts.active[p]]
-        if not groups:
-            return self._anchor()
+        parts = self._passes(rollouts, groups)
+        if len(parts) > 1:
+            parameters = [p for p in self.policy.parameters() if p.requires_grad]
+            return sum_of_losses([partial(self._loss, rollouts, part) for part in parts], parameters)
+        loss = self._loss(rollouts, parts[0]) if parts else 0.0
+        # With several ranks each parameter must take part on each: images and adapters may differ between them.
+        return loss + self._anchor() if not parts or self.trainer.world_size > 1 else loss
+
+    def _loss(self, rollouts: Rollouts, groups: list[int]) -> Tensor:
+        """One pass: the share of these groups in the loss of the whole rollout batch."""
+        network = self.policy.network
+        prefix, rollouts.prefix = rollouts.prefix, None
+        if prefix is None:
+            prefix = encode(network, rollouts.prompts.select(groups))
+        elif len(groups) < len(rollouts.prompts):
+            prefix = prefix.select(groups)
         rows, ids, mask = self._rows(rollouts, groups)
-        logps, entropy = score(
-            self.policy.network, rollouts.prompts.select(groups), ids, mask, self.temperature, self.suppressed
-        )
+        logps, entropy = score(network, prefix, ids, mask, self.temperature, self.suppressed)
         length = ids.shape[1]
         old_logps = logps.detach()
         if self.num_iterations > 1:
-            if micro not in rollouts.passed:
-                rollouts.passed.add(micro)
-                rollouts.old_logps[rows, :length] = old_logps
-            old_logps = rollouts.old_logps[rows, :length]
+            stored = rollouts.old_logps[rows, :length]
+            old_logps = torch.where(stored.isnan(), old_logps, stored)
+            rollouts.old_logps[rows, :length] = old_logps
         per_token = token_loss(logps, old_logps, rollouts.advantages[rows], self.epsilon, self.epsilon_high)
         counted = rollouts.weights[rows, :length] > 0
         sums = {"tokens": counted.sum(), "entropy": (entropy * counted).sum()}
@@ -224,14 +250,13 @@ class GRPOModule(PolicyModule):
             sums | clipped | {"sampling/sampling_logp_difference/mean": difference.sum()},
             {"sampling/sampling_logp_difference/max": difference.max()},
         )
-        loss = (rollouts.weights[rows, :length] * per_token).sum()
-        return loss + self._anchor() if self.trainer.world_size > 1 else loss
+        return (rollouts.weights[rows, :length] * per_token).sum()
 
-    def sample(self, prompts: PromptBatch, generator: torch.Generator) -> Completions:
+    def sample(self, prefix: Prefix, generator: torch.Generator) -> Completions:
         """G completions per prompt with the training settings."""
         return sample(
             self.policy.network,
-            prompts,
+            prefix,
             num_generations=self.num_generations,
             max_completion_length=self.max_completion_length,
             min_completion_length=self.min_completion_length,
@@ -251,17 +276,28 @@ class GRPOModule(PolicyModule):
         return torch.Generator().manual_seed(int(state[0]))
 
     def _reference_logps(self, reference: torch.nn.Module, rollouts: Rollouts) -> Tensor:
-        num_micro = self.trainer.accumulate_grad_batches
         logps = torch.zeros_like(rollouts.completions.logps)
         prompts = rollouts.prompts
         if prompts.pixel_values is not None:  # a trainable tower: the reference has its own eyes
             prompts = prepare(reference, prompts, self.device, frozen_vision=True)
+        num_micro = self.trainer.accumulate_grad_batches
         for micro in range(num_micro):
-            groups = self._groups(rollouts, micro, num_micro)
-            rows, ids, mask = self._rows(rollouts, groups)
-            scored, _ = score(reference, prompts.select(groups), ids, mask, self.temperature, self.suppressed)
-            logps[rows, : ids.shape[1]] = scored
+            for groups in self._passes(rollouts, self._groups(rollouts, micro, num_micro)):
+                prefix = encode(reference, prompts.select(groups))
+                rows, ids, mask = self._rows(rollouts, groups)
+                scored, _ = score(reference, prefix, ids, mask, self.temperature, self.suppressed)
+                logps[rows, : ids.shape[1]] = scored
         return logps
+
+    def _trains_in_one_pass(self, prompts: PromptBatch) -> bool:
+        if self.trainer.accumulate_grad_batches > 1:
+            return False
+        tokens = prompts.input_ids.shape[1] + self.num_generations * self.max_completion_length
+        return self.max_tokens_per_pass is None or len(prompts) * tokens <= self.max_tokens_per_pass
+
+    def _passes(self, rollouts: Rollouts, groups: list[int]) -> list[list[int]]:
+        lengths = rollouts.completions.mask.sum(1).view(-1, self.num_generations)
+        return cut(groups, rollouts.prompts.attention_mask.sum(1), lengths, self.max_tokens_per_pass)
 
     @staticmethod
     def _groups(rollouts: Rollouts, micro: int, num_micro: int) -> list[int]:

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from medgrpo.linear import is_available as onednn_is_available
+from medgrpo.linear import use_onednn
 from medgrpo.types import SettingsError
 
 FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
@@ -36,6 +38,7 @@ class Policy(nn.Module):
         adapter: PEFT adapter folder to start from; the reference policy is then the model with this adapter.
         dtype: of the base weights; auto is bfloat16 for LoRA on CUDA, else float32. LoRA weights are float32.
         attn_implementation: auto is flash_attention_2 where it can run, else sdpa.
+        linear_implementation: of float32 products on a CPU; auto is onednn where torch has it and there is no GPU.
         min_pixels: smallest image area in pixels that the processor prepares; None keeps the checkpoint's.
         max_pixels: largest such area; larger images are scaled down. None keeps the checkpoint's.
         use_peft: train a LoRA adapter; false trains the weights themselves.
@@ -54,6 +57,7 @@ class Policy(nn.Module):
         adapter: str | None = None,
         dtype: Literal["auto", "float32", "bfloat16"] = "auto",
         attn_implementation: Literal["auto", "sdpa", "flash_attention_2"] = "auto",
+        linear_implementation: Literal["auto", "torch", "onednn"] = "auto",
         min_pixels: int | None = None,
         max_pixels: int | None = None,
         use_peft: bool = True,
@@ -78,6 +82,7 @@ class Policy(nn.Module):
         self.adapter = adapter
         self.dtype = dtype
         self.attn_implementation = attn_implementation
+        self.linear_implementation = linear_implementation
         self.min_pixels = min_pixels
         self.max_pixels = max_pixels
         self.use_peft = use_peft
@@ -122,6 +127,8 @@ class Policy(nn.Module):
             if with_reference:
                 self.reference = copy.deepcopy(model).requires_grad_(False)
         self.model = model
+        if self._onednn():
+            use_onednn(self)
         if self.gradient_checkpointing:
             self._checkpoint_blocks()
         self.eval()
@@ -232,6 +239,13 @@ class Policy(nn.Module):
         if self.attn_implementation == "auto":
             return "flash_attention_2" if can_flash else "sdpa"
         return self.attn_implementation
+
+    def _onednn(self) -> bool:
+        if self.linear_implementation == "onednn" and not onednn_is_available():
+            raise SettingsError("linear_implementation=onednn: this build of torch has no oneDNN; set it to torch")
+        if self.linear_implementation == "auto":
+            return onednn_is_available() and not torch.cuda.is_available()
+        return self.linear_implementation == "onednn"
 
     def _add_lora(self, model: nn.Module, with_reference: bool) -> nn.Module:
         from peft import LoraConfig, PeftConfig, get_peft_model

@@ -13,7 +13,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 
 from medgrpo.evaluation import GroupAccuracy, judge
 from medgrpo.policy import Policy
-from medgrpo.prefix import prepare
+from medgrpo.prefix import encode, prepare
 from medgrpo.rollout import sample
 from medgrpo.types import Completions, PromptBatch, Record, SettingsError
 
@@ -109,12 +109,13 @@ class PolicyModule(LightningModule):
                 "beta, or set trainer.gradient_clip_val (max_nonfinite_steps says when to give up)"
             )
 
+    @torch.no_grad()
     def answer(self, prompts: PromptBatch) -> list[dict]:
         """One greedy completion per question, judged; see ``evaluation.judge``, plus the prompt."""
         prompts = prepare(self.policy.network, prompts, self.device, self.policy.freeze_vision)
         completions = sample(
             self.policy.network,
-            prompts,
+            encode(self.policy.network, prompts),
             num_generations=1,
             max_completion_length=self.max_completion_length,
             temperature=0.0,

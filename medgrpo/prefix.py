@@ -113,12 +113,12 @@ def completion_hidden(model: nn.Module, prefix: Prefix, ids: Tensor, mask: Tenso
 
 
 def score(
-    model: nn.Module, prompts: PromptBatch, ids: Tensor, mask: Tensor, temperature: float, suppressed: Tensor
+    model: nn.Module, prefix: Prefix, ids: Tensor, mask: Tensor, temperature: float, suppressed: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Log-probability and entropy of each completion token under the distribution that sampling draws from.
 
     Args:
-        prompts: [P] prompts that went through ``prepare``.
+        prefix: what ``encode`` made of P prompts.
         ids: [P * G, C] completions, rows of one prompt together.
         mask: [P * G, C] bool, True on tokens to score.
         temperature: the sampling temperature (1 for greedy).
@@ -127,7 +127,7 @@ def score(
     Returns:
         Two [P * G, C] float32 tensors, 0 where ``mask`` is False; gradients flow through the first.
     """
-    hidden = completion_hidden(model, encode(model, prompts), ids, mask)[mask]
+    hidden = completion_hidden(model, prefix, ids, mask)[mask]
     logps, entropy = token_logps(model, hidden, ids[mask], temperature, suppressed)
     blank = torch.zeros(mask.shape, dtype=logps.dtype, device=mask.device)
     return blank.masked_scatter(mask, logps), blank.masked_scatter(mask, entropy)

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from medgrpo.prefix import attention_mask, encode, policy_logits
-from medgrpo.types import Completions, Prefix, PromptBatch
+from medgrpo.prefix import attention_mask, policy_logits
+from medgrpo.types import Completions, Prefix
 
 LEAVE_AT = 7 / 8
 """Finished rows leave once at most this share is alive: leaving copies the cache, staying computes unused tokens."""
@@ -17,7 +17,7 @@ LEAVE_AT = 7 / 8
 @torch.no_grad()
 def sample(
     model: nn.Module,
-    prompts: PromptBatch,
+    prefix: Prefix,
     *,
     num_generations: int,
     max_completion_length: int,
@@ -36,7 +36,7 @@ def sample(
     Every choice is made by these arguments: the checkpoint's ``generation_config`` is not read.
 
     Args:
-        prompts: [P] prompts that went through ``prefix.prepare``.
+        prefix: what ``prefix.encode`` made of P prompts.
         num_generations: G.
         max_completion_length: tokens, stop token included; longer completions are cut off.
         min_completion_length: the least length in tokens, stop token included.
@@ -53,13 +53,12 @@ def sample(
         ``logps`` are under the full softmax at ``temperature`` without ``suppressed``, before top-p, top-k and the
         minimum length narrow the choice: what ``prefix.score`` computes.
     """
-    device = prompts.input_ids.device
-    num_rows = len(prompts) * num_generations
+    device = prefix.mask.device
+    num_rows = len(prefix.mask) * num_generations
     uniforms = torch.rand(max_completion_length, num_rows, generator=generator).to(device)
     ids = torch.full((num_rows, max_completion_length), pad_id, device=device)
     mask = torch.zeros(num_rows, max_completion_length, dtype=torch.bool, device=device)
 
-    prefix = encode(model, prompts)
     float_dtype = torch.promote_types(prefix.last_hidden.dtype, torch.float32)
     logps = torch.zeros(num_rows, max_completion_length, dtype=float_dtype, device=device)
     cache = DecodeCache(prefix, num_generations, max_completion_length - 1)

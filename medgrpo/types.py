@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import string
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -177,6 +177,17 @@ class Prefix:
     last_hidden: Tensor
     """[P, H] final hidden state of the last prompt token; it scores the first completion token."""
 
+    def select(self, prompts: Sequence[int]) -> Prefix:
+        """The prefix of these prompts alone; gradients flow back to this one."""
+        rows = torch.as_tensor(prompts, device=self.mask.device)
+        return Prefix(
+            keys=[keys[rows] for keys in self.keys],
+            values=[values[rows] for values in self.values],
+            mask=self.mask[rows],
+            next_position=self.next_position[rows],
+            last_hidden=self.last_hidden[rows],
+        )
+
 
 @dataclass
 class Completions:
@@ -212,6 +223,6 @@ class Rollouts:
     ref_logps: Tensor | None = None
     """[N, C] float32 under the reference policy; None when ``beta == 0``."""
     old_logps: Tensor | None = None
-    """[N, C] float32 under the policy before the first of ``mu`` > 1 steps, filled by the first pass."""
-    passed: set[int] = field(default_factory=set)
-    """Micro-batches whose ``old_logps`` are filled."""
+    """[N, C] float32 under the policy before the first of ``mu`` > 1 steps: NaN until the first pass fills them."""
+    prefix: Prefix | None = None
+    """Encoding of the prompts that the rollout used, with its graph, until the first pass has taken it."""

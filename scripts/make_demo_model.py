@@ -23,7 +23,7 @@ from torch.nn.utils.rnn import pad_sequence
 from data_modules.loading import Collate
 from data_modules.phantom import FINDINGS, SIGNS, phantom
 from medgrpo.demo.model import build_model, build_processor, build_tokenizer, tiny_config
-from medgrpo.prefix import prepare, score
+from medgrpo.prefix import encode, prepare, score
 from medgrpo.prompts import messages
 from medgrpo.types import Record
 
@@ -98,7 +98,7 @@ def train(model, processor, records, collate, args, rng) -> None:
         said = [torch.tensor(processor.tokenizer(report(record, rng)).input_ids) for record in batch]
         ids = pad_sequence(said, batch_first=True)
         mask = torch.arange(ids.shape[1]) < torch.tensor([len(row) for row in said])[:, None]
-        logps, _ = score(model, prompts, ids, mask, 1.0, suppressed)
+        logps, _ = score(model, encode(model, prompts), ids, mask, 1.0, suppressed)
         loss = -logps.sum() / mask.sum()
         optimizer.zero_grad()
         loss.backward()

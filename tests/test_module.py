@@ -1,5 +1,6 @@
 """The step: what it computes does not depend on how it is cut, and equals plain per-row GRPO."""
 
+import weakref
 from types import SimpleNamespace
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from tiny import processor_of, prompt_batch, row_logps, tiny_policy
 
 from medgrpo.module import GRPOModule
-from medgrpo.prefix import prepare
+from medgrpo.prefix import prepare, score
 from medgrpo.rewards import Reward
 from medgrpo.types import Completions
 
@@ -248,8 +249,61 @@ def test_prompts_are_encoded_once_whatever_the_number_of_generations(monkeypatch
     module.micro_loss(rollouts, 0, 1)
     assert len(tower) == 1
     length = prompts.input_ids.shape[1]
-    assert tokens.count((4, length)) == 3  # rollout, reference, training: P rows each
+    assert tokens.count((4, length)) == 2  # rollout and training share one, the reference has its own: P rows each
     assert all(n <= 8 for rows, n in tokens if rows > 4)
+
+
+@pytest.mark.parametrize("tuning", [{}, {"use_peft": False, "freeze_vision": False}], ids=["lora", "full"])
+@pytest.mark.parametrize("gradient_checkpointing", [False, True])
+@pytest.mark.parametrize("skipped", [0, 1])
+def test_training_on_the_encoding_of_the_rollout_equals_training_on_a_new_one(tuning, gradient_checkpointing, skipped):
+    module = make_module(
+        beta=0.1, policy=tiny_policy(double=True, gradient_checkpointing=gradient_checkpointing, **tuning)
+    )
+    rollouts = module.collect(batch(), 0)
+    rollouts.active[:skipped] = [False] * skipped
+    assert rollouts.prefix is not None
+    shared = gradient(module, rollouts)
+    assert rollouts.prefix is None
+    assert_same(shared, gradient(module, rollouts))
+
+
+def test_no_encoding_is_kept_for_a_batch_that_is_cut_or_mostly_skipped():
+    assert make_module(accumulate=2).collect(batch(), 0).prefix is None
+    assert make_module(max_tokens_per_pass=100).collect(batch(), 0).prefix is None
+    assert make_module(rewards=[ConstantReward()]).collect(batch(), 0).prefix is None
+
+
+@pytest.mark.parametrize("options", [{}, {"num_iterations": 2, "beta": 0.1}], ids=str)
+def test_gradient_does_not_depend_on_the_token_budget(options):
+    whole = make_module(**options)
+    rollouts = whole.collect(batch(), 0)
+    expected = gradient(whole, rollouts)
+    for budget in (1, 150):
+        module = make_module(max_tokens_per_pass=budget, policy=whole.policy, **options)
+        rollouts = module.collect(batch(), 0)
+        assert len(module._passes(rollouts, [0, 1, 2, 3])) == {1: 4, 150: 3}[budget]
+        assert_same(gradient(module, rollouts), expected)
+
+
+def test_a_budget_keeps_one_pass_at_a_time_alive(monkeypatch):
+    module = make_module(max_tokens_per_pass=1)
+    rollouts = module.collect(batch(), 0)
+    graphs, alive = [], []
+
+    class Mark:
+        pass
+
+    def counted(*args):
+        alive.append(sum(graph() is not None for graph in graphs))
+        logps, entropy = score(*args)
+        mark = logps.grad_fn.metadata["mark"] = Mark()  # lives as long as the graph
+        graphs.append(weakref.ref(mark))
+        return logps, entropy
+
+    monkeypatch.setattr("medgrpo.module.score", counted)
+    module.micro_loss(rollouts, 0, 1).backward()
+    assert alive == [0, 0, 0, 0]
 
 
 def test_reference_of_full_fine_tuning_is_a_frozen_copy():

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from tiny import FAMILIES, processor_of, prompt_batch, random_completions, row_logps, tiny_folder, tiny_policy
 
 from medgrpo.policy import Policy
-from medgrpo.prefix import prepare, score
+from medgrpo.prefix import encode, prepare, score
 
 OLD_NAMES = {r"^model\.language_model\.": "model.", r"^model\.visual\.": "visual."}
 """Module names of today -> those of published Qwen2-VL and Qwen2.5-VL checkpoints."""
@@ -20,7 +20,7 @@ def logps(network, suppressed, family="qwen2_5_vl"):
     prompts = prepare(network, prompt_batch(family, (1, 0)), torch.device("cpu"), frozen_vision=True)
     ids, mask = random_completions(family, 4)
     with torch.no_grad():
-        return score(network, prompts, ids, mask, 1.0, torch.tensor(suppressed))[0]
+        return score(network, encode(network, prompts), ids, mask, 1.0, torch.tensor(suppressed))[0]
 
 
 def renamed(state, names):
@@ -196,7 +196,9 @@ def test_q_lora_quantises_the_language_model_only_and_trains(family):
     assert all(m.weight.quant_type == "nf4" for m in policy.network.modules() if isinstance(m, Linear4bit))
     prompts = prepare(policy.network, prompt_batch(family), torch.device("cpu"), frozen_vision=True)
     ids, mask = random_completions(family, 6)
-    score(policy.network, prompts, ids, mask, 1.0, torch.tensor(policy.suppressed_ids()))[0].sum().backward()
+    score(policy.network, encode(policy.network, prompts), ids, mask, 1.0, torch.tensor(policy.suppressed_ids()))[
+        0
+    ].sum().backward()
     trained = [p for p in policy.parameters() if p.requires_grad]
     assert trained
     assert all(p.grad.norm() > 0 for p in trained)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from tiny import FAMILIES, prompt_batch, random_completions, row_logps, tiny_policy
 
-from medgrpo.prefix import prepare, score
+from medgrpo.prefix import encode, prepare, score
 
 G = 3
 TEMPERATURE = 0.9
@@ -13,7 +13,7 @@ TEMPERATURE = 0.9
 def shared(policy, prompts, ids, mask):
     suppressed = torch.tensor(policy.suppressed_ids())
     prompts = prepare(policy.network, prompts, torch.device("cpu"), frozen_vision=policy.freeze_vision)
-    return score(policy.network, prompts, ids, mask, TEMPERATURE, suppressed)
+    return score(policy.network, encode(policy.network, prompts), ids, mask, TEMPERATURE, suppressed)
 
 
 def per_row(policy, prompts, ids, mask):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny import FAMILIES, prompt_batch, row_logps, tiny_policy
 
-from medgrpo.prefix import prepare, score
+from medgrpo.prefix import encode, prepare, score
 from medgrpo.rollout import draw, sample
 
 CPU = torch.device("cpu")
@@ -26,7 +26,7 @@ def run(policy, prompts, **options):
         "pad_id": 0,
         "generator": torch.Generator().manual_seed(0),
     } | options
-    return sample(policy.network, prompts, **options)
+    return sample(policy.network, encode(policy.network, prompts), **options)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -40,7 +40,14 @@ def test_sampler_and_scorer_agree(family, options):
     assert drawn.mask.sum(1).unique().numel() > 2, "rows should end at different lengths"
     suppressed = torch.tensor(policy.suppressed_ids())
     with torch.no_grad():
-        scored, _ = score(policy.network, prompts, drawn.ids, drawn.mask, options.get("temperature", 1.0), suppressed)
+        scored, _ = score(
+            policy.network,
+            encode(policy.network, prompts),
+            drawn.ids,
+            drawn.mask,
+            options.get("temperature", 1.0),
+            suppressed,
+        )
     assert torch.allclose(drawn.logps, scored, atol=1e-5)
 
 
