@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -43,6 +44,7 @@ class MedicalVQADataModule(LightningDataModule):
         max_image_pixels: pixels of a file; larger files are an error, before they are decoded.
         resize: (width, height) to stretch every image to before the policy's own resizing, as Med-R1 did with
             (384, 384); None keeps the shape.
+        image_cache: folder that keeps processed images between epochs and runs; None keeps none.
         num_workers: processes that prepare batches; 0 prepares them in the training process.
         shuffle: a new order of the training records in each epoch.
         seed: of that order and of the subsets below.
@@ -71,6 +73,7 @@ class MedicalVQADataModule(LightningDataModule):
         max_prompt_length: int | None = 1024,
         max_image_pixels: int = MAX_IMAGE_PIXELS,
         resize: tuple[int, int] | None = None,
+        image_cache: str | None = None,
         num_workers: int = 0,
         shuffle: bool = True,
         seed: int = 42,
@@ -94,6 +97,8 @@ class MedicalVQADataModule(LightningDataModule):
         ]
         if resize is not None and min(resize) < 1:
             problems.append(f"resize: expected a positive width and height, got {resize}")
+        if image_cache is not None and Path(image_cache).exists() and not Path(image_cache).is_dir():
+            problems.append(f"image_cache: expected a folder, or a path to make one at, got the file {image_cache!r}")
         if num_workers < 0:
             problems.append(f"num_workers: expected at least 0, got {num_workers}")
         unknown = [name for name in modalities or () if not modality_of(name)]
@@ -111,6 +116,7 @@ class MedicalVQADataModule(LightningDataModule):
         self.max_prompt_length = max_prompt_length
         self.max_image_pixels = max_image_pixels
         self.resize = resize
+        self.image_cache = image_cache
         self.num_workers = num_workers
         self.shuffle = shuffle
         self.seed = seed
@@ -156,7 +162,7 @@ class MedicalVQADataModule(LightningDataModule):
             world_size=self.trainer.world_size,
         )
         repeats = self.trainer.accumulate_grad_batches * self.trainer.lightning_module.num_iterations
-        return train_loader(self.records["train"], self._collate(), sampler, repeats, num_workers=self.num_workers)
+        return train_loader(self.records["train"], self._collate(), sampler, repeats, **self._workers())
 
     def val_dataloader(self) -> DataLoader | list[DataLoader]:
         """Every validation record once; nothing without ``val``."""
@@ -244,6 +250,7 @@ class MedicalVQADataModule(LightningDataModule):
             max_prompt_length=self.max_prompt_length,
             max_image_pixels=self.max_image_pixels,
             resize=self.resize,
+            image_cache=self.image_cache,
         )
 
     def _evaluation_loader(self, split: Split) -> DataLoader:
@@ -256,5 +263,11 @@ class MedicalVQADataModule(LightningDataModule):
             self.eval_batch_size,
             rank=self.trainer.global_rank,
             world_size=world_size,
-            num_workers=self.num_workers,
+            **self._workers(),
         )
+
+    def _workers(self) -> dict[str, Any]:
+        """Options of the `DataLoader`: workers live as long as it does, and hand over memory that a GPU copies from."""
+        some = self.num_workers > 0
+        on_gpu = self.trainer.strategy.root_device.type == "cuda"
+        return {"num_workers": self.num_workers, "persistent_workers": some, "pin_memory": some and on_gpu}

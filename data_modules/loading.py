@@ -1,10 +1,12 @@
-"""Records -> `PromptBatch`: one processor pass per batch, an order fixed by (seed, epoch), exact resume."""
+"""Records -> `PromptBatch`: each image processed once, an order fixed by (seed, epoch), exact resume."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Sampler
 
+from data_modules.image_cache import ImageCache, ProcessedImage
 from data_modules.images import MAX_IMAGE_PIXELS, MAX_LISTED, image_size, image_tokens, open_rgb, prepare, resolve
 from medgrpo.prompts import messages
 from medgrpo.types import DataError, PromptBatch, Record, SettingsError
@@ -27,7 +30,7 @@ THUMBNAIL_PIXELS = 224
 
 @dataclass(frozen=True)
 class Collate:
-    """Makes a `PromptBatch` of some records: opens each image once, runs the processor once.
+    """Makes a `PromptBatch` of some records: opens and processes each image once, then tokenizes all texts.
 
     It is picklable, so the workers of a `DataLoader` can share a processor that the parent has loaded.
     """
@@ -48,6 +51,8 @@ class Collate:
     """Pixels of a file; larger files are not decoded."""
     resize: tuple[int, int] | None = None
     """(width, height) that every image is stretched to first, as Med-R1 did with (384, 384); None keeps the shape."""
+    image_cache: str | None = None
+    """Folder that keeps processed images between epochs and runs; None keeps none."""
 
     def __post_init__(self) -> None:
         least, greatest = self._limits
@@ -62,14 +67,14 @@ class Collate:
         Raises:
             DataError: an image that cannot be used, or a prompt longer than ``max_prompt_length``.
         """
-        texts, images, flat = [], [], []
+        texts, expanded, images = [], [], []
         for record in records:
             with _naming(record):
                 texts.append(self._text(record))
-                images.append([self._open(path) for path in record.images])
-                flat += [prepare(image, *self._limits, self._patch_size) for image in images[-1]]
-        options = {"images": flat, "do_resize": False} if flat else {}
-        inputs = self.processor(text=texts, padding=True, padding_side="left", return_tensors="pt", **options)
+                images.append([self._image(path) for path in record.images])
+                expanded.append(self._expanded(texts[-1], images[-1]))
+        flat = [image for row in images for image in row]
+        inputs = self.processor.tokenizer(expanded, padding=True, padding_side="left", return_tensors="pt")
         attention_mask = inputs["attention_mask"].bool()
         for record, length in zip(records, attention_mask.sum(1).tolist(), strict=True):
             with _naming(record):
@@ -80,10 +85,10 @@ class Collate:
             input_ids=inputs["input_ids"],
             attention_mask=attention_mask,
             mm_token_type_ids=(inputs["input_ids"] == self.processor.image_token_id).long(),
-            pixel_values=inputs["pixel_values"] if flat else None,
-            image_grid_thw=inputs["image_grid_thw"] if flat else None,
+            pixel_values=torch.cat([image.pixel_values for image in flat]) if flat else None,
+            image_grid_thw=torch.stack([image.image_grid_thw for image in flat]) if flat else None,
             images_per_prompt=tuple(len(row) for row in images),
-            thumbnails=tuple(_thumbnail(row[0]) if row else None for row in images),
+            thumbnails=tuple(row[0].thumbnail if row else None for row in images),
         )
 
     def check(self, records: Sequence[Record]) -> None:
@@ -122,11 +127,50 @@ class Collate:
         if special:  # it would end the turn, or ask for an image that is not there
             raise DataError(f"expected plain text, got the model's special token {special[0]}")
         chat = messages(record, self.prompt)
-        return self.processor.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+        text = self.processor.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+        token = self.processor.image_token
+        if text.count(token) != len(record.images):
+            raise DataError(
+                f"expected one {token} per image, {len(record.images)} in all, got {text.count(token)} in the prompt. "
+                "Take it out of the option prompt, or use a checkpoint whose chat template places images."
+            )
+        return text
 
-    def _open(self, path: str) -> Image.Image:
-        image = open_rgb(resolve(self.image_root, path), self.max_image_pixels)
-        return image.resize(self.resize, Image.Resampling.BICUBIC) if self.resize else image
+    def _expanded(self, text: str, images: Sequence[ProcessedImage]) -> str:
+        """The text with one placeholder per image token, as the processor makes it of whole images."""
+        token, merged = self.processor.image_token, self.processor.image_processor.merge_size**2
+        first, *rest = text.split(token)
+        counts = [int(image.image_grid_thw.prod()) // merged for image in images]
+        return first + "".join(token * count + part for count, part in zip(counts, rest, strict=True))
+
+    def _image(self, path: str) -> ProcessedImage:
+        file = resolve(self.image_root, path)
+        if self._cache is None:
+            return self._process(file)
+        image_size(file, self.max_image_pixels)  # may have been stored under a greater limit
+        return self._cache.get(file, self._process)
+
+    def _process(self, file: Path) -> ProcessedImage:
+        image = open_rgb(file, self.max_image_pixels)
+        if self.resize:
+            image = image.resize(self.resize, Image.Resampling.BICUBIC)
+        prepared = prepare(image, *self._limits, self._patch_size)
+        features = self.processor.image_processor([prepared], do_resize=False, return_tensors="pt")
+        return ProcessedImage(features["pixel_values"], features["image_grid_thw"][0], _thumbnail(image))
+
+    @cached_property
+    def _cache(self) -> ImageCache | None:
+        if self.image_cache is None:
+            return None
+        image_processor = self.processor.image_processor
+        settings = {
+            "limits": self._limits,
+            "resize": self.resize,
+            "thumbnail": THUMBNAIL_PIXELS,
+            "image_processor": str(type(image_processor)),
+            "config": image_processor.to_json_string(),  # patch size, mean, deviation and scale among others
+        }
+        return ImageCache(self.image_cache, settings)
 
     def _num_tokens(self, path: str) -> int:
         # Not turned upright: a quarter turn changes no area.
@@ -225,6 +269,15 @@ class RepeatLoader:
     def batch_sampler(self) -> BatchSampler:
         """Where Lightning finds the sampler whose epoch it sets."""
         return self.loader.batch_sampler
+
+    @property
+    def _iterator(self) -> Iterator[PromptBatch] | None:
+        """Where Lightning finds the workers that it stops when training ends, and forgets them."""
+        return self.loader._iterator
+
+    @_iterator.setter
+    def _iterator(self, iterator: None) -> None:
+        self.loader._iterator = iterator
 
     def __len__(self) -> int:
         return self.sampler.num_batches * self.repeats

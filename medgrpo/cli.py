@@ -5,11 +5,13 @@ from __future__ import annotations
 import sys
 import warnings
 
+from jsonargparse.typing import NonNegativeInt
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from data_modules.base import MedicalVQADataModule
 from medgrpo.callbacks import Checkpoint, PredictionWriter, RolloutProgressBar, SamplePanel, ScheduleCheck
 from medgrpo.module import GRPOModule
+from medgrpo.profiling import Profile
 from medgrpo.types import UserError
 
 NOISE = (
@@ -29,6 +31,13 @@ class MedGRPOCLI(LightningCLI):
         parser.add_lightning_class_args(Checkpoint, "checkpoint")
         parser.add_lightning_class_args(SamplePanel, "sample_panel")
         parser.add_lightning_class_args(PredictionWriter, "predictions")
+        parser.add_argument(
+            "--profile",
+            type=NonNegativeInt,
+            default=0,
+            help="Optimizer steps of fit to profile, after a first one that warms up; a trace and a table of where "
+            "the time goes are written to profile/ in the run's folder. 0 is off.",
+        )
         parser.set_defaults(
             {
                 "checkpoint.save_last": "link",
@@ -38,9 +47,11 @@ class MedGRPOCLI(LightningCLI):
         )
 
     def before_instantiate_classes(self) -> None:
-        """``trainer.enable_progress_bar: false`` means ours too."""
+        """Add the callbacks that options switch; ``trainer.enable_progress_bar: false`` means ours too."""
         if self._get(self.config, "trainer.enable_progress_bar") is not False:
             self.trainer_defaults["callbacks"].append(RolloutProgressBar())
+        if steps := self._get(self.config, "profile"):
+            self.trainer_defaults["callbacks"].append(Profile(steps))
 
 
 def main(args: list[str] | None = None) -> None:

@@ -6,6 +6,9 @@ every x86 build of torch, does the same products there at up to twice the speed.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
@@ -29,12 +32,43 @@ def use_onednn(model: nn.Module) -> None:
 class Linear(nn.Linear):
     """``nn.Linear`` whose large float32 products on a CPU run in oneDNN; all others are torch's."""
 
+    packed: Tensor | None = None
+    """The weight in the order in which oneDNN reads it, while ``packed_weights`` is entered."""
+
+    def fits(self, x: Tensor) -> bool:
+        """Whether oneDNN can and should compute this."""
+        return (
+            x.numel() * self.out_features >= SMALLEST
+            and x.dtype == self.weight.dtype == torch.float32
+            and x.device.type == "cpu"
+            and not torch.is_autocast_enabled("cpu")
+        )
+
     def forward(self, x: Tensor) -> Tensor:
         """[..., in_features] -> [..., out_features]"""
-        fits = x.dtype == self.weight.dtype == torch.float32 and x.device.type == "cpu" and x.numel() > 0
-        if not fits or x.numel() * self.out_features < SMALLEST or torch.is_autocast_enabled("cpu"):
+        if not self.fits(x):
             return linear(x, self.weight, self.bias)
+        if self.packed is not None and not torch.is_grad_enabled():
+            return _onednn(x, self.packed, self.bias)
         return product(x, self.weight, self.bias)
+
+
+@contextmanager
+def packed_weights(model: nn.Module, rows: int) -> Iterator[None]:
+    """Copy the weights into the order in which oneDNN reads them, for many products of about ``rows`` rows each.
+
+    A product of few rows is as fast as its weight is read. The copies cost memory and do not follow the weights: leave
+    the context before those change.
+    """
+    layers = [m for m in model.modules() if isinstance(m, Linear) and rows * m.weight.numel() >= SMALLEST]
+    try:
+        for layer in layers:
+            if layer.weight.dtype == torch.float32 and layer.weight.device.type == "cpu":
+                layer.packed = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), rows)
+        yield
+    finally:
+        for layer in layers:
+            layer.packed = None
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -11,6 +11,10 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor
+from torch.profiler import record_function
+
+PHASE = "phase: "
+"""Begins the names of a `Timer`'s phases in a profiler's trace."""
 
 
 def rollout_metrics(
@@ -72,11 +76,15 @@ class PassStatistics:
 
 
 class Timer:
-    """Seconds spent in each phase since the last ``pop``; waits for the accelerator at both ends."""
+    """Seconds spent in each phase since the last ``pop``; waits for the accelerator at both ends.
+
+    Each phase is also a range in the trace of a profiler, if one is running.
+    """
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
         self.started: dict[str, float] = {}
+        self.ranges: dict[str, record_function] = {}
         self.since = time.perf_counter()
 
     @contextmanager
@@ -88,11 +96,14 @@ class Timer:
 
     def start(self, phase: str) -> None:
         """Begin a phase that ends elsewhere."""
+        self.ranges[phase] = record_function(PHASE + phase)
+        self.ranges[phase].__enter__()
         self.started[phase] = _now()
 
     def stop(self, phase: str) -> None:
         """End a phase."""
         self.seconds[phase] += _now() - self.started.pop(phase)
+        self.ranges.pop(phase).__exit__(None, None, None)
 
     def pop(self) -> dict[str, float]:
         """``timing_s/PHASE`` and ``step_time`` in seconds; starts anew."""

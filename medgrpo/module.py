@@ -27,7 +27,7 @@ from torch import Tensor
 from medgrpo.advantages import group_advantages, zero_variance
 from medgrpo.loss import clip_ratios, kl_k3, token_loss, token_weights
 from medgrpo.metrics import PassStatistics, Timer, peak_memory_gib, rollout_metrics
-from medgrpo.passes import cut, sum_of_losses
+from medgrpo.passes import cut_completions, cut_prompts, sum_of_losses
 from medgrpo.policy import Policy
 from medgrpo.policy_module import PolicyModule
 from medgrpo.prefix import encode, prepare, score
@@ -58,8 +58,8 @@ class GRPOModule(PolicyModule):
         loss_type: how token losses are averaged; see ``loss.token_weights``.
         scale_rewards: divide centred rewards by the standard deviation of the group, of the batch, or not at all.
         mask_truncated_completions: leave completions that were cut off out of the loss.
-        max_tokens_per_pass: prompt and completion tokens, padding included, that go through the model at once when
-            completions are scored; a micro-batch with more is cut into several passes by whole groups. None never cuts.
+        max_tokens_per_pass: tokens, padding included, that go through the model at once when completions are scored;
+            with more, prompts and completions are cut into several passes, which saves memory. None never cuts.
         max_nonfinite_steps: stop after this many steps in a row without a finite gradient; each is skipped and counted.
         seed: of the rollouts, together with epoch, batch and rank.
     """
@@ -163,7 +163,7 @@ class GRPOModule(PolicyModule):
         network = self.policy.network
         with self.timer("rollout"):
             prompts = prepare(network, prompts, self.device, self.policy.freeze_vision)
-            with torch.set_grad_enabled(self._trains_in_one_pass(prompts)):
+            with torch.set_grad_enabled(self._encodes_at_once(prompts)):
                 prefix = encode(network, prompts)
             completions = self.sample(prefix, self._generator(window))
             texts = self.decode(completions)
@@ -213,24 +213,40 @@ class GRPOModule(PolicyModule):
     def micro_loss(self, rollouts: Rollouts, micro: int, num_micro: int) -> Tensor:
         """The share of the groups of one micro-batch in the loss of the whole rollout batch."""
         groups = [p for p in self._groups(rollouts, micro, num_micro) if rollouts.active[p]]
-        parts = self._passes(rollouts, groups)
+        parts = cut_prompts(groups, rollouts.prompts.attention_mask.sum(1), self.max_tokens_per_pass)
         if len(parts) > 1:
-            parameters = [p for p in self.policy.parameters() if p.requires_grad]
-            return sum_of_losses([partial(self._loss, rollouts, part) for part in parts], parameters)
-        loss = self._loss(rollouts, parts[0]) if parts else 0.0
+            loss = sum_of_losses([partial(self._loss_of_prompts, rollouts, part) for part in parts], self._trained())
+        else:
+            loss = self._loss_of_prompts(rollouts, parts[0]) if parts else 0.0
         # With several ranks each parameter must take part on each: images and adapters may differ between them.
         return loss + self._anchor() if not parts or self.trainer.world_size > 1 else loss
 
-    def _loss(self, rollouts: Rollouts, groups: list[int]) -> Tensor:
-        """One pass: the share of these groups in the loss of the whole rollout batch."""
-        network = self.policy.network
+    def _loss_of_prompts(self, rollouts: Rollouts, groups: list[int]) -> Tensor:
+        """Encode these prompts, unless the rollout has, and sum over their completions."""
         prefix, rollouts.prefix = rollouts.prefix, None
         if prefix is None:
-            prefix = encode(network, rollouts.prompts.select(groups))
-        elif len(groups) < len(rollouts.prompts):
+            prefix = encode(self.policy.network, rollouts.prompts.select(groups))
+        else:
             prefix = prefix.select(groups)
-        rows, ids, mask = self._rows(rollouts, groups)
-        logps, entropy = score(network, prefix, ids, mask, self.temperature, self.suppressed)
+        pieces = self._pieces(rollouts, groups)
+        if len(pieces) == 1:
+            return self._loss_of_completions(rollouts, prefix, *pieces[0])
+        cut, trained = prefix.detach(), self._trained()
+        losses = [partial(self._loss_of_completions, rollouts, cut, *piece) for piece in pieces]
+        return sum_of_losses(losses, [*trained, *prefix.tensors()], [*trained, *cut.tensors()])
+
+    def _loss_of_completions(self, rollouts: Rollouts, prefix: Prefix, prompts: list[int], rows: list[int]) -> Tensor:
+        """The share of some completions in the loss of the whole rollout batch.
+
+        Args:
+            rollouts: the rollout batch.
+            prefix: holds the completions' prompts and perhaps others.
+            prompts: those prompts, as indices into ``prefix``.
+            rows: the completions, equally many of each prompt.
+        """
+        rows, ids, mask = self._rows(rollouts, rows)
+        prefix = prefix.select(prompts)
+        logps, entropy = score(self.policy.network, prefix, ids, mask, self.temperature, self.suppressed)
         length = ids.shape[1]
         old_logps = logps.detach()
         if self.num_iterations > 1:
@@ -267,6 +283,7 @@ class GRPOModule(PolicyModule):
             suppressed=self.suppressed,
             pad_id=self.processor.tokenizer.pad_token_id,
             generator=generator,
+            static=self.policy.decodes_static,
             on_token=self.on_rollout_token,
         )
 
@@ -282,32 +299,37 @@ class GRPOModule(PolicyModule):
             prompts = prepare(reference, prompts, self.device, frozen_vision=True)
         num_micro = self.trainer.accumulate_grad_batches
         for micro in range(num_micro):
-            for groups in self._passes(rollouts, self._groups(rollouts, micro, num_micro)):
-                prefix = encode(reference, prompts.select(groups))
-                rows, ids, mask = self._rows(rollouts, groups)
-                scored, _ = score(reference, prefix, ids, mask, self.temperature, self.suppressed)
-                logps[rows, : ids.shape[1]] = scored
+            groups = self._groups(rollouts, micro, num_micro)
+            for part in cut_prompts(groups, prompts.attention_mask.sum(1), self.max_tokens_per_pass):
+                prefix = encode(reference, prompts.select(part))
+                for prompts_of_piece, rows in self._pieces(rollouts, part):
+                    rows, ids, mask = self._rows(rollouts, rows)
+                    some = prefix.select(prompts_of_piece)
+                    scored, _ = score(reference, some, ids, mask, self.temperature, self.suppressed)
+                    logps[rows, : ids.shape[1]] = scored
         return logps
 
-    def _trains_in_one_pass(self, prompts: PromptBatch) -> bool:
-        if self.trainer.accumulate_grad_batches > 1:
-            return False
-        tokens = prompts.input_ids.shape[1] + self.num_generations * self.max_completion_length
-        return self.max_tokens_per_pass is None or len(prompts) * tokens <= self.max_tokens_per_pass
+    def _encodes_at_once(self, prompts: PromptBatch) -> bool:
+        tokens = prompts.attention_mask.sum(1)
+        parts = cut_prompts(range(len(prompts)), tokens, self.max_tokens_per_pass)
+        return self.trainer.accumulate_grad_batches == len(parts) == 1
 
-    def _passes(self, rollouts: Rollouts, groups: list[int]) -> list[list[int]]:
+    def _pieces(self, rollouts: Rollouts, groups: list[int]) -> list[tuple[list[int], list[int]]]:
         lengths = rollouts.completions.mask.sum(1).view(-1, self.num_generations)
-        return cut(groups, rollouts.prompts.attention_mask.sum(1), lengths, self.max_tokens_per_pass)
+        pieces = cut_completions(groups, lengths, self.max_tokens_per_pass)
+        return [([groups.index(p) for p in part], rows) for part, rows in pieces]
+
+    def _trained(self) -> list[Tensor]:
+        return [p for p in self.policy.parameters() if p.requires_grad]
 
     @staticmethod
     def _groups(rollouts: Rollouts, micro: int, num_micro: int) -> list[int]:
         size = len(rollouts.prompts) // num_micro
         return list(range(micro * size, (micro + 1) * size))
 
-    def _rows(self, rollouts: Rollouts, groups: list[int]) -> tuple[Tensor, Tensor, Tensor]:
-        """Row indices, ids and mask of these groups, without the columns that only longer completions need."""
-        first = torch.tensor(groups, device=self.device) * self.num_generations
-        rows = (first[:, None] + torch.arange(self.num_generations, device=self.device)).flatten()
+    def _rows(self, rollouts: Rollouts, rows: list[int]) -> tuple[Tensor, Tensor, Tensor]:
+        """Indices, ids and mask of these rows, without the columns that only longer completions need."""
+        rows = torch.tensor(rows, device=self.device)
         mask = rollouts.completions.mask[rows]
         length = int(mask.sum(1).max())
         return rows, rollouts.completions.ids[rows, :length], mask[:, :length]
@@ -315,7 +337,7 @@ class GRPOModule(PolicyModule):
     def _anchor(self) -> Tensor:
         # A differentiable 0 that reaches every trainable parameter: all ranks then take part in the same gradient
         # exchange, whichever groups, images or adapters their micro-batch has.
-        return sum(p.sum() for p in self.policy.parameters() if p.requires_grad) * 0.0
+        return sum(p.sum() for p in self._trained()) * 0.0
 
     def on_train_batch_end(self, outputs: Any, batch: PromptBatch, batch_idx: int) -> None:
         """Log once per optimizer step: Lightning drops what is logged while it accumulates."""

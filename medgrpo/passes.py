@@ -1,4 +1,8 @@
-"""Cut the groups of a micro-batch into passes that fit a token budget; the gradient stays that of one pass."""
+"""Cut what is trained on into passes that fit a token budget; the gradient stays that of one pass.
+
+Prompts are cut into parts, each encoded at once; the completions of a part are cut again, each piece scored at once on
+the same encoding. Whatever the cut, a prompt is encoded once per pass over the rollout batch.
+"""
 
 from __future__ import annotations
 
@@ -8,32 +12,57 @@ import torch
 from torch import Tensor
 
 
-def cut(groups: Sequence[int], prompt_lengths: Tensor, lengths: Tensor, max_tokens: int | None) -> list[list[int]]:
-    """Split groups into passes of at most ``max_tokens`` tokens, padding included; the longest completions go first.
+def cut_prompts(groups: Sequence[int], prompt_lengths: Tensor, max_tokens: int | None) -> list[list[int]]:
+    """Split groups into parts whose prompts have at most ``max_tokens`` tokens, padding included.
 
     Args:
         groups: indices of prompts.
         prompt_lengths: [P] tokens.
-        lengths: [P, G] completion lengths in tokens.
-        max_tokens: prompt and completion tokens of one pass; None puts all groups in one. A group that is larger by
-            itself gets a pass of its own: groups are never cut.
+        max_tokens: None puts all in one part; a prompt that is longer by itself gets a part of its own.
     """
-    if max_tokens is None or not groups:
-        return [list(groups)] if groups else []
+    lengths = prompt_lengths.tolist()
+    return _pack(groups, lengths, max_tokens)
+
+
+def cut_completions(
+    groups: Sequence[int], lengths: Tensor, max_tokens: int | None
+) -> list[tuple[list[int], list[int]]]:
+    """Split the completions of groups into pieces of at most ``max_tokens`` tokens, padding included.
+
+    Args:
+        groups: indices of prompts.
+        lengths: [P, G] tokens.
+        max_tokens: None puts all in one piece; a completion that is longer by itself gets a piece of its own.
+
+    Returns:
+        (groups, rows) of each piece, ``rows`` indices into N = P * G: whole groups, or some rows of one group.
+    """
     num_generations = lengths.shape[1]
-    longest, prompts = lengths.amax(1).tolist(), prompt_lengths.tolist()
-    passes: list[list[int]] = []
-    for group in sorted(groups, key=lambda p: (-longest[p], -prompts[p])):
-        joined = [*passes[-1], group] if passes else [group]
-        rows = max(prompts[p] for p in joined) + num_generations * max(longest[p] for p in joined)
-        if passes and len(joined) * rows <= max_tokens:
-            passes[-1] = joined
+    longest = lengths.amax(1).tolist()
+    pieces = []
+    for part in _pack(groups, [length * num_generations for length in longest], max_tokens):
+        rows = [p * num_generations + g for p in part for g in range(num_generations)]
+        size = len(rows)
+        if len(part) == 1 and max_tokens is not None:
+            size = min(size, max(1, max_tokens // longest[part[0]]))
+        pieces += [(part, rows[start : start + size]) for start in range(0, len(rows), size)]
+    return pieces
+
+
+def _pack(groups: Sequence[int], tokens: Sequence[int], max_tokens: int | None) -> list[list[int]]:
+    """Groups of similar size together, the largest first: each bin is padded to its first."""
+    bins: list[list[int]] = []
+    for group in sorted(groups, key=lambda p: -tokens[p]):
+        if bins and (max_tokens is None or (len(bins[-1]) + 1) * tokens[bins[-1][0]] <= max_tokens):
+            bins[-1].append(group)
         else:
-            passes.append([group])
-    return [sorted(groups) for groups in passes]
+            bins.append([group])
+    return [sorted(part) for part in bins]
 
 
-def sum_of_losses(losses: Sequence[Callable[[], Tensor]], parameters: Sequence[Tensor]) -> Tensor:
+def sum_of_losses(
+    losses: Sequence[Callable[[], Tensor]], inputs: Sequence[Tensor], leaves: Sequence[Tensor] | None = None
+) -> Tensor:
     """The sum of some losses, each freed before the next is computed.
 
     Each gradient is taken at once and kept for the backward pass of the sum, so that memory is that of the largest
@@ -41,29 +70,30 @@ def sum_of_losses(losses: Sequence[Callable[[], Tensor]], parameters: Sequence[T
 
     Args:
         losses: each computes a scalar.
-        parameters: all leaves that the losses depend on.
+        inputs: all tensors that the losses depend on.
+        leaves: detached copies of ``inputs`` that the losses use in their place, when those have a graph of their own.
     """
-    return _SumOfLosses.apply(losses, *parameters)
-
-
-def _add_gradient(loss: Callable[[], Tensor], parameters: Sequence[Tensor], sums: list[Tensor]) -> Tensor:
-    with torch.enable_grad():
-        value = loss()
-    for sum_, gradient in zip(sums, torch.autograd.grad(value, parameters, allow_unused=True), strict=True):
-        if gradient is not None:
-            sum_ += gradient
-    return value.detach()
+    return _SumOfLosses.apply(losses, inputs if leaves is None else leaves, *inputs)
 
 
 class _SumOfLosses(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, losses: Sequence[Callable[[], Tensor]], *parameters: Tensor) -> Tensor:
-        ctx.gradients = [torch.zeros_like(p) for p in parameters]
+    def forward(ctx, losses: Sequence[Callable[[], Tensor]], leaves: Sequence[Tensor], *inputs: Tensor) -> Tensor:
+        ctx.gradients = [torch.zeros_like(leaf) for leaf in leaves]
         total = 0.0
         for loss in losses:
-            total = total + _add_gradient(loss, parameters, ctx.gradients)
+            total = total + _add_gradient(loss, leaves, ctx.gradients)
         return total
 
     @staticmethod
     def backward(ctx, factor: Tensor) -> tuple[Tensor | None, ...]:
-        return None, *(gradient.mul_(factor) for gradient in ctx.gradients)
+        return None, None, *(gradient.mul_(factor) for gradient in ctx.gradients)
+
+
+def _add_gradient(loss: Callable[[], Tensor], leaves: Sequence[Tensor], sums: list[Tensor]) -> Tensor:
+    with torch.enable_grad():
+        value = loss()
+    for sum_, gradient in zip(sums, torch.autograd.grad(value, leaves, allow_unused=True), strict=True):
+        if gradient is not None:
+            sum_ += gradient
+    return value.detach()

@@ -38,6 +38,8 @@ class Policy(nn.Module):
         adapter: PEFT adapter folder to start from; the reference policy is then the model with this adapter.
         dtype: of the base weights; auto is bfloat16 for LoRA on CUDA, else float32. LoRA weights are float32.
         attn_implementation: auto is flash_attention_2 where it can run, else sdpa.
+        decode_implementation: static keeps the shapes of decoding fixed and replays a CUDA graph on a GPU; eager lets
+            finished rows leave at once; auto is static on a GPU, else eager.
         linear_implementation: of float32 products on a CPU; auto is onednn where torch has it and there is no GPU.
         min_pixels: smallest image area in pixels that the processor prepares; None keeps the checkpoint's.
         max_pixels: largest such area; larger images are scaled down. None keeps the checkpoint's.
@@ -57,6 +59,7 @@ class Policy(nn.Module):
         adapter: str | None = None,
         dtype: Literal["auto", "float32", "bfloat16"] = "auto",
         attn_implementation: Literal["auto", "sdpa", "flash_attention_2"] = "auto",
+        decode_implementation: Literal["auto", "eager", "static"] = "auto",
         linear_implementation: Literal["auto", "torch", "onednn"] = "auto",
         min_pixels: int | None = None,
         max_pixels: int | None = None,
@@ -82,6 +85,7 @@ class Policy(nn.Module):
         self.adapter = adapter
         self.dtype = dtype
         self.attn_implementation = attn_implementation
+        self.decode_implementation = decode_implementation
         self.linear_implementation = linear_implementation
         self.min_pixels = min_pixels
         self.max_pixels = max_pixels
@@ -148,6 +152,13 @@ class Policy(nn.Module):
     def network(self) -> nn.Module:
         """The transformers model, with the adapter injected when there is one."""
         return self.model.get_base_model() if self.use_peft else self.model
+
+    @property
+    def decodes_static(self) -> bool:
+        """Whether completions are drawn with fixed shapes."""
+        if self.decode_implementation == "auto":
+            return self.network.device.type == "cuda"
+        return self.decode_implementation == "static"
 
     @contextmanager
     def as_reference(self) -> Iterator[nn.Module]:

@@ -122,6 +122,7 @@ class PolicyModule(LightningModule):
             stop_ids=self.stop_ids,
             suppressed=self.suppressed,
             pad_id=self.processor.tokenizer.pad_token_id,
+            static=self.policy.decodes_static,
             on_token=self.on_rollout_token,
         )
         rows = zip(prompts.records, prompts.texts, self.decode(completions), completions.finished.tolist(), strict=True)

@@ -179,6 +179,8 @@ class Prefix:
 
     def select(self, prompts: Sequence[int]) -> Prefix:
         """The prefix of these prompts alone; gradients flow back to this one."""
+        if list(prompts) == list(range(len(self.mask))):
+            return self
         rows = torch.as_tensor(prompts, device=self.mask.device)
         return Prefix(
             keys=[keys[rows] for keys in self.keys],
@@ -187,6 +189,15 @@ class Prefix:
             next_position=self.next_position[rows],
             last_hidden=self.last_hidden[rows],
         )
+
+    def tensors(self) -> list[Tensor]:
+        """What gradients flow through."""
+        return [*self.keys, *self.values, self.last_hidden]
+
+    def detach(self) -> Prefix:
+        """The same values as leaves that take gradients."""
+        keys, values = ([t.detach().requires_grad_() for t in part] for part in (self.keys, self.values))
+        return replace(self, keys=keys, values=values, last_hidden=self.last_hidden.detach().requires_grad_())
 
 
 @dataclass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from itertools import pairwise
+from multiprocessing import active_children
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,7 +15,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from PIL import Image
 from tiny import processor_of
 
-import data_modules
+import data_modules.loading
 from data_modules import CT, LesionGrading, MedicalVQADataModule, XRay
 from medgrpo.types import MODALITIES, DataError
 
@@ -108,6 +109,52 @@ def test_lightning_resumes_in_the_middle_of_the_data(files, tmp_path: Path, num_
         assert resumed == whole[step:], step
 
 
+def test_workers_that_stay_give_every_epoch_its_own_order(files, tmp_path: Path) -> None:
+    def run(num_workers: int) -> Recorder:
+        module = Recorder()
+        data = MedicalVQADataModule(**files, prompts_per_batch=4, num_workers=num_workers)
+        trainer(tmp_path, max_epochs=3).fit(module, data)
+        return module
+
+    others = set(active_children())
+    alone, helped = run(0), run(1)
+    assert set(active_children()) <= others  # Lightning has stopped them
+    assert helped.seen == alone.seen
+    assert helped.evaluated == alone.evaluated
+    assert len({alone.seen[0], alone.seen[2], alone.seen[4]}) == 3
+
+
+@pytest.mark.parametrize(
+    ("num_workers", "device", "stay", "pinned"),
+    [(0, "cuda", False, False), (2, "cpu", True, False), (2, "cuda", True, True)],
+)
+def test_loaders_with_workers_keep_them_and_pin_for_a_gpu(files, num_workers, device, stay, pinned) -> None:
+    data = MedicalVQADataModule(**files, prompts_per_batch=4, num_workers=num_workers)
+    data.setup("fit")
+    strategy = SimpleNamespace(root_device=torch.device(device))
+    data.trainer = SimpleNamespace(
+        strategy=strategy, global_rank=0, world_size=1, accumulate_grad_batches=1, lightning_module=Recorder()
+    )
+    for loader in (data.train_dataloader().loader, data.val_dataloader()):
+        assert (loader.num_workers, loader.persistent_workers, loader.pin_memory) == (num_workers, stay, pinned)
+
+
+def test_a_second_run_finds_its_images_processed(files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(image_cache: str | None) -> Recorder:
+        module = Recorder()
+        data = MedicalVQADataModule(**files, prompts_per_batch=4, image_cache=image_cache)
+        trainer(tmp_path, max_epochs=1).fit(module, data)
+        return module
+
+    cache = str(tmp_path / "cache")
+    plain, _ = run(None), run(cache)
+    monkeypatch.setattr(data_modules.loading, "open_rgb", lambda *_: pytest.fail("decoded"))
+    cached = run(cache)
+    for one, other in zip(plain.batches, cached.batches, strict=True):
+        assert torch.equal(one.pixel_values, other.pixel_values)
+        assert torch.equal(one.input_ids, other.input_ids)
+
+
 @pytest.mark.parametrize(("stage", "split"), [("validate", "val"), ("test", "test"), ("predict", "predict")])
 def test_evaluation_sees_every_record_once(files, tmp_path: Path, stage: str, split: str) -> None:
     data = MedicalVQADataModule(**{split: files["train"]}, image_root=files["image_root"], eval_batch_size=4)
@@ -159,6 +206,8 @@ def test_a_stage_needs_its_files() -> None:
 def test_options_are_checked_together() -> None:
     with pytest.raises(ValueError, match="prompts_per_batch: .* got 0\nnum_workers: .* got -1\nmodalities: .*smell"):
         MedicalVQADataModule(prompts_per_batch=0, num_workers=-1, modalities=["CT", "smell"])
+    with pytest.raises(ValueError, match="image_cache: expected a folder, .* got the file '.*test_data_module.py'"):
+        MedicalVQADataModule(image_cache=__file__)
 
 
 def test_filters_and_subsets(tmp_path: Path) -> None:

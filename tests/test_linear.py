@@ -7,7 +7,7 @@ import torch
 from tiny import prompt_batch, random_completions, tiny_policy
 from torch import nn
 
-from medgrpo.linear import Linear, is_available, product, use_onednn
+from medgrpo.linear import Linear, is_available, packed_weights, product, use_onednn
 from medgrpo.prefix import encode, prepare, score
 
 pytestmark = pytest.mark.skipif(not is_available(), reason="this build of torch has no oneDNN")
@@ -59,6 +59,29 @@ def test_what_it_cannot_do_better_stays_with_torch(case, monkeypatch):
         y = ours(x)
         assert torch.equal(y, plain(x))
     assert y.dtype == (torch.bfloat16 if case == "autocast" else x.dtype)
+
+
+@pytest.mark.parametrize("rows", [1, 100, 300])
+def test_packed_weights_give_the_same_product_and_are_gone_afterwards(rows, monkeypatch):
+    monkeypatch.setattr("medgrpo.linear.SMALLEST", 1)
+    plain, ours = layers()
+    x = torch.randn(rows, 64)
+    with packed_weights(ours, rows=100):
+        packed = ours.packed
+        assert packed is not None
+        with torch.no_grad():
+            assert torch.allclose(ours(x), plain(x), atol=1e-5)
+        ours(x).sum().backward()  # with gradients the weight itself is used
+    assert ours.packed is None
+    assert torch.allclose(ours.weight.grad, x.sum(0).expand(128, -1), atol=1e-4)
+
+
+def test_layers_that_stay_with_torch_are_not_packed():
+    _, ours = layers()
+    with packed_weights(ours, rows=1):
+        assert ours.packed is None
+    with packed_weights(ours.double(), rows=1000):
+        assert ours.packed is None
 
 
 @pytest.mark.parametrize("tuning", [{}, {"use_peft": False, "freeze_vision": False}], ids=["lora", "full"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 from collections import Counter
 from itertools import islice
@@ -17,7 +18,7 @@ from tiny import FAMILIES, processor_of
 from torch.utils.data import DataLoader
 
 import data_modules.loading
-from data_modules.images import open_rgb
+from data_modules.images import open_rgb, prepare
 from data_modules.loading import Collate, PositionSampler, evaluation_loader, train_loader
 from medgrpo.types import DataError, Record
 
@@ -65,6 +66,23 @@ def test_a_mixed_batch_equals_its_prompts_alone(family: str, root: Path) -> None
     types = processor(text=["<|image_pad|>"], images=[Image.new("RGB", (56, 56))], return_tensors="pt")
     expected = (types["input_ids"] == processor.image_token_id).long()
     assert torch.equal(types["mm_token_type_ids"], expected)  # what the batch's field means to transformers
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_mixed_batch_equals_one_call_of_the_processor(family: str, root: Path) -> None:
+    processor = processor_of(family)
+    batch = Collate(processor, PROMPT, str(root))(MIXED)
+    limits = processor.image_processor.size["shortest_edge"], processor.image_processor.size["longest_edge"]
+    images = [
+        prepare(open_rgb(root / name), *limits, processor.image_processor.patch_size)
+        for name in ("a.png", "b.png", "c.png")
+    ]
+    expected = processor(
+        text=list(batch.texts), images=images, do_resize=False, padding=True, padding_side="left", return_tensors="pt"
+    )
+    for name in ("input_ids", "mm_token_type_ids", "pixel_values", "image_grid_thw"):
+        assert torch.equal(getattr(batch, name), expected[name]), name
+    assert torch.equal(batch.attention_mask, expected["attention_mask"].bool())
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -136,6 +154,14 @@ def test_special_tokens_in_a_record_are_refused(root: Path) -> None:
         collate([bad])
     with pytest.raises(DataError, match="1 of 1 prompts"):
         collate.check([bad])
+
+
+def test_a_prompt_that_asks_for_an_image_itself_is_refused(root: Path) -> None:
+    collate = Collate(processor_of("qwen2_5_vl"), "<|image_pad|> {Question}", str(root))
+    with pytest.raises(DataError, match=r"record r0: expected one <\|image_pad\|> per image, 1 in all, got 2"):
+        collate(MIXED)
+    with pytest.raises(DataError, match="3 of 3 prompts cannot be used"):
+        collate.check(MIXED)
 
 
 def test_image_errors_name_record_and_file(root: Path) -> None:
@@ -220,6 +246,29 @@ def test_each_batch_is_repeated_as_the_same_object() -> None:
     assert len({id(batch) for batch in batches}) == 5
     assert len(loaded) == 10  # each record once, whatever the repeats
     assert [list(b) for b in loader] == [list(b) for b in batches]  # the epoch is the same until it is set
+
+
+def test_workers_that_stay_follow_the_epoch() -> None:
+    alone, _ = loader_of()
+    expected = list(alone)
+    alone.sampler.set_epoch(1)
+    expected += list(alone)
+
+    sampler = PositionSampler(11, 2)
+    loader = train_loader(range(11), WithPid(), sampler, 3, num_workers=2, persistent_workers=True)
+    list(islice(loader, 4))  # left in the middle, while workers have more in hand
+    batches = list(loader)
+    sampler.set_epoch(1)
+    batches += list(loader)
+    assert [indices for indices, _ in batches] == expected
+    assert len({pid for _, pid in batches}) == 2
+
+
+class WithPid:
+    """A collate function that says which process ran it."""
+
+    def __call__(self, indices: list[int]) -> tuple[list[int], int]:
+        return indices, os.getpid()
 
 
 @pytest.mark.parametrize("stop", range(16))

@@ -8,6 +8,7 @@ import torch
 from tiny import processor_of, prompt_batch, row_logps, tiny_policy
 
 from medgrpo.module import GRPOModule
+from medgrpo.passes import cut_prompts
 from medgrpo.prefix import prepare, score
 from medgrpo.rewards import Reward
 from medgrpo.types import Completions
@@ -270,7 +271,7 @@ def test_training_on_the_encoding_of_the_rollout_equals_training_on_a_new_one(tu
 
 def test_no_encoding_is_kept_for_a_batch_that_is_cut_or_mostly_skipped():
     assert make_module(accumulate=2).collect(batch(), 0).prefix is None
-    assert make_module(max_tokens_per_pass=100).collect(batch(), 0).prefix is None
+    assert make_module(max_tokens_per_pass=60).collect(batch(), 0).prefix is None
     assert make_module(rewards=[ConstantReward()]).collect(batch(), 0).prefix is None
 
 
@@ -279,10 +280,12 @@ def test_gradient_does_not_depend_on_the_token_budget(options):
     whole = make_module(**options)
     rollouts = whole.collect(batch(), 0)
     expected = gradient(whole, rollouts)
-    for budget in (1, 150):
+    for budget, parts, pieces in ((1, 4, 16), (20, 4, 8), (90, 2, 2), (1000, 1, 1)):
         module = make_module(max_tokens_per_pass=budget, policy=whole.policy, **options)
         rollouts = module.collect(batch(), 0)
-        assert len(module._passes(rollouts, [0, 1, 2, 3])) == {1: 4, 150: 3}[budget]
+        lengths = rollouts.prompts.attention_mask.sum(1)
+        assert len(cut_prompts(range(4), lengths, budget)) == parts
+        assert len(module._pieces(rollouts, [0, 1, 2, 3])) == pieces
         assert_same(gradient(module, rollouts), expected)
 
 
@@ -303,7 +306,7 @@ def test_a_budget_keeps_one_pass_at_a_time_alive(monkeypatch):
 
     monkeypatch.setattr("medgrpo.module.score", counted)
     module.micro_loss(rollouts, 0, 1).backward()
-    assert alive == [0, 0, 0, 0]
+    assert alive == [0] * 16
 
 
 def test_reference_of_full_fine_tuning_is_a_frozen_copy():

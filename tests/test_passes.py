@@ -5,23 +5,28 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medgrpo.passes import cut, sum_of_losses
+from medgrpo.passes import cut_completions, cut_prompts, sum_of_losses
 
 
-def test_cut_by_hand():
-    prompts = torch.tensor([10, 20, 10])
-    lengths = torch.tensor([[4, 5], [1, 2], [5, 1]])  # rows of a group are padded to its longest, and to each other
-    assert cut([0, 1, 2], prompts, lengths, None) == [[0, 1, 2]]
-    # 0 and 2 together: 2 * (10 + 2 * 5) = 40; with 1: 3 * (20 + 2 * 5) = 90
-    assert cut([0, 1, 2], prompts, lengths, 90) == [[0, 1, 2]]
-    assert cut([0, 1, 2], prompts, lengths, 89) == [[0, 2], [1]]
-    assert cut([0, 1, 2], prompts, lengths, 39) == [[0], [2], [1]]
-    assert cut([0, 1, 2], prompts, lengths, 1) == [[0], [2], [1]]
-    assert cut([], prompts, lengths, 1) == cut([], prompts, lengths, None) == []
+def test_cuts_by_hand():
+    prompts = torch.tensor([10, 20, 9])
+    assert cut_prompts([0, 1, 2], prompts, None) == [[0, 1, 2]]
+    assert cut_prompts([0, 1, 2], prompts, 60) == [[0, 1, 2]]  # 3 * 20: padded to the longest
+    assert cut_prompts([0, 1, 2], prompts, 59) == [[0, 1], [2]]
+    assert cut_prompts([0, 1, 2], prompts, 39) == [[1], [0, 2]]
+    assert cut_prompts([0, 2], prompts, 1) == [[0], [2]]
+    assert cut_prompts([], prompts, 1) == cut_prompts([], prompts, None) == []
+
+    lengths = torch.tensor([[4, 5], [1, 2], [5, 1]])
+    assert cut_completions([0, 1, 2], lengths, None) == [([0, 1, 2], [0, 1, 2, 3, 4, 5])]
+    assert cut_completions([0, 1, 2], lengths, 30) == [([0, 1, 2], [0, 1, 2, 3, 4, 5])]
+    assert cut_completions([0, 1, 2], lengths, 20) == [([0, 2], [0, 1, 4, 5]), ([1], [2, 3])]
+    assert cut_completions([0, 1], lengths, 9) == [([0], [0]), ([0], [1]), ([1], [2, 3])]
+    assert cut_completions([1], lengths, 1) == [([1], [2]), ([1], [3])]
 
 
 @given(st.data())
-def test_every_group_is_in_one_pass_and_passes_of_several_fit(data):
+def test_all_is_in_one_place_and_what_was_put_together_fits(data):
     num_prompts, num_generations = data.draw(st.integers(1, 8)), data.draw(st.integers(1, 4))
     numbers = st.integers(1, 50)
     prompts = torch.tensor(data.draw(st.lists(numbers, min_size=num_prompts, max_size=num_prompts)))
@@ -29,11 +34,17 @@ def test_every_group_is_in_one_pass_and_passes_of_several_fit(data):
     lengths = torch.tensor(data.draw(st.lists(numbers, min_size=size, max_size=size))).view(num_prompts, -1)
     groups = data.draw(st.lists(st.integers(0, num_prompts - 1), unique=True))
     budget = data.draw(st.integers(1, 1000))
-    passes = cut(groups, prompts, lengths, budget)
-    assert sorted(p for groups in passes for p in groups) == sorted(groups)
-    for part in passes:
-        padded = len(part) * int(prompts[part].max() + num_generations * lengths[part].max())
-        assert len(part) == 1 or padded <= budget
+
+    parts = cut_prompts(groups, prompts, budget)
+    assert sorted(p for part in parts for p in part) == sorted(groups)
+    assert all(len(part) == 1 or len(part) * prompts[part].max() <= budget for part in parts)
+
+    pieces = cut_completions(groups, lengths, budget)
+    wanted = sorted(p * num_generations + g for p in groups for g in range(num_generations))
+    assert sorted(row for _, rows in pieces for row in rows) == wanted
+    for part, rows in pieces:
+        assert [row // num_generations for row in rows] == [p for p in part for _ in range(len(rows) // len(part))]
+        assert len(rows) == 1 or len(rows) * lengths.flatten()[rows].max() <= budget
 
 
 def test_sum_of_losses_has_the_value_and_the_gradient_of_the_plain_sum():
@@ -42,6 +53,14 @@ def test_sum_of_losses_has_the_value_and_the_gradient_of_the_plain_sum():
     assert total.item() == 10
     (total * 10).backward()
     assert (x.grad, y.grad, unused.grad) == (70, 20, 0)  # 10 * (2 x + y), 10 * x
+
+
+def test_sum_of_losses_passes_its_gradient_on_through_leaves():
+    x = torch.tensor(2.0, requires_grad=True)
+    square = x**2
+    leaf = square.detach().requires_grad_()
+    sum_of_losses([lambda: leaf * 3, lambda: leaf**2], [square], [leaf]).backward()
+    assert x.grad == (3 + 2 * 4) * 4
 
 
 def test_a_failing_loss_fails():

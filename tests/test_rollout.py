@@ -151,6 +151,73 @@ def test_on_token_is_told_of_every_position():
     assert [a for _, a in seen] == [*alive[:-1], finished_last]
 
 
+@pytest.fixture
+def small_buckets(monkeypatch):
+    """Buckets [1, 3), [3, 6), [6, 12) with a look every other token: borders, growth and early ends in short runs."""
+    monkeypatch.setattr("medgrpo.static_decode.FIRST_BORDER", 3)
+    monkeypatch.setattr("medgrpo.static_decode.CHECK_EVERY", 2)
+
+
+@pytest.mark.usefixtures("small_buckets")
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"temperature": 0}, {"temperature": 0.7, "top_p": 0.8, "top_k": 50}, {"min_completion_length": 9}],
+    ids=str,
+)
+def test_static_decoding_draws_what_eager_decoding_draws(family, options):
+    policy = tiny_policy(family)
+    prompts = prepared(policy, family)
+    eager, static = (run(policy, prompts, static=static, **options) for static in (False, True))
+    assert torch.equal(eager.ids, static.ids)
+    assert torch.equal(eager.mask, static.mask)
+    assert torch.equal(eager.finished, static.finished)
+    assert torch.allclose(eager.logps, static.logps, atol=1e-5)
+
+
+@pytest.mark.usefixtures("small_buckets")
+def test_static_decoding_keeps_shapes_within_buckets_and_drops_finished_rows_between_them():
+    policy = tiny_policy()
+    shapes = []
+    policy.network.model.language_model.register_forward_pre_hook(
+        lambda m, args, kwargs: shapes.append((len(kwargs["inputs_embeds"]), kwargs["attention_mask"].shape[-1])),
+        with_kwargs=True,
+    )
+    prompts = prepared(policy, "qwen2_5_vl")
+    drawn = run(policy, prompts, static=True)
+    length = prompts.input_ids.shape[1]
+    alive = (drawn.mask.sum(1, keepdim=True) > torch.arange(13)).sum(0).tolist()  # rows that have a token t
+    assert alive[1] > alive[3] > alive[6] > 0
+    steps = [(alive[1], length + 2)] * 2 + [(alive[3], length + 5)] * 3 + [(alive[6], length + 11)] * 6
+    expected = [(rows, -(-keys // 8) * 8) for rows, keys in steps]
+    assert shapes[1 : len(shapes)] == expected[: len(shapes) - 1]
+
+
+@pytest.mark.usefixtures("small_buckets")
+@pytest.mark.parametrize("length", [1, 2, 3, 7])
+def test_static_decoding_of_any_length(length):
+    policy = tiny_policy()
+    prompts = prepared(policy, "qwen2_5_vl")
+    options = {"max_completion_length": length, "stop_ids": torch.tensor([0])}
+    assert torch.equal(run(policy, prompts, **options).ids, run(policy, prompts, static=True, **options).ids)
+
+
+@pytest.mark.usefixtures("small_buckets")
+def test_static_decoding_stops_when_all_rows_are_done():
+    policy = tiny_policy()
+    seen = []
+    drawn = run(
+        policy,
+        prepared(policy, "qwen2_5_vl"),
+        static=True,
+        max_completion_length=200,
+        on_token=lambda tokens, alive: seen.append((tokens, alive)),
+    )
+    assert seen[-1][1] == 0
+    assert drawn.ids.shape[1] <= seen[-1][0] < drawn.ids.shape[1] + 2
+    assert drawn.finished.all()
+
+
 def test_select_equals_a_batch_made_alone():
     whole = prompt_batch("qwen2_5_vl", images=(1, 0, 2))
     text = whole.select([1])

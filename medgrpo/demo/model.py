@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
@@ -38,6 +39,43 @@ FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 
 SMALL = {"hidden_size": 512, "num_layers": 8, "num_heads": 8, "vision_hidden_size": 512, "vision_layers": 8}
 """Sizes of the benchmarks' model: 63, 71 and 105 M parameters in the three families."""
+
+_VISION_TOWER = {
+    "depth": 32,
+    "hidden_size": 1280,
+    "num_heads": 16,
+    "intermediate_size": 3420,
+    "window_size": 112,
+    "fullatt_block_indexes": [7, 15, 23, 31],
+    "patch_size": 14,
+    "spatial_merge_size": 2,
+}
+QWEN2_5_VL_3B = {
+    "text": {
+        "vocab_size": 151936,
+        "hidden_size": 2048,
+        "intermediate_size": 11008,
+        "num_hidden_layers": 36,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 2,
+    },
+    "vision": _VISION_TOWER | {"out_hidden_size": 2048},
+    "tie_word_embeddings": True,
+}
+"""Shape of Qwen2.5-VL-3B-Instruct, 3.75 B parameters, as its config.json says; see ``real_config``."""
+QWEN2_5_VL_7B = {
+    "text": {
+        "vocab_size": 152064,
+        "hidden_size": 3584,
+        "intermediate_size": 18944,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 28,
+        "num_key_value_heads": 4,
+    },
+    "vision": _VISION_TOWER | {"out_hidden_size": 3584},
+    "tie_word_embeddings": False,
+}
+"""Likewise of Qwen2.5-VL-7B-Instruct, 8.29 B parameters."""
 
 SPECIAL_TOKENS = (
     "<|endoftext|>",
@@ -169,16 +207,7 @@ def tiny_config(
         "tie_word_embeddings": True,
     }
     vision = {"depth": vision_layers, "num_heads": num_heads, "initializer_range": initializer_range}
-    ids = {
-        f"{name}_token_id": tokenizer.convert_tokens_to_ids(f"<|{token}|>")
-        for name, token in {
-            "image": "image_pad",
-            "video": "video_pad",
-            "vision_start": "vision_start",
-            "vision_end": "vision_end",
-        }.items()
-    }
-    ids["tie_word_embeddings"] = True
+    ids = _vision_ids(tokenizer) | {"tie_word_embeddings": True}
     half = head_dim // 2
     sections = [half // 4, half * 3 // 8, half * 3 // 8]  # the head's frequencies: time, height, width, as in Qwen
     if family == "qwen3_vl":
@@ -212,11 +241,45 @@ def tiny_config(
     return Qwen2_5_VLConfig(text_config=text, vision_config=vision, **ids)
 
 
-def build_model(config: PreTrainedConfig, tokenizer: Qwen2Tokenizer, seed: int = 0) -> PreTrainedModel:
-    """A model with random float32 weights that depend on ``seed`` alone; torch's global generator is left as it was."""
+def real_config(
+    tokenizer: Qwen2Tokenizer, *, text: dict[str, int], vision: dict[str, Any], tie_word_embeddings: bool
+) -> Qwen2_5_VLConfig:
+    """A published Qwen2.5-VL's shape around the built-in tokenizer: the ids above the tokenizer's belong to no token.
+
+    Args:
+        tokenizer: from ``build_tokenizer``; gives the ids of the special tokens.
+        text: sizes of the text model.
+        vision: sizes of the vision tower.
+        tie_word_embeddings: one matrix for the embedding and the output layer.
+    """
+    text = text | {
+        "rms_norm_eps": 1e-6,
+        "max_position_embeddings": 128000,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]},
+        "bos_token_id": None,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+        "tie_word_embeddings": tie_word_embeddings,
+    }
+    ids = _vision_ids(tokenizer) | {"tie_word_embeddings": tie_word_embeddings}
+    return Qwen2_5_VLConfig(text_config=text, vision_config=dict(vision), **ids)
+
+
+def _vision_ids(tokenizer: Qwen2Tokenizer) -> dict[str, int]:
+    tokens = {"image": "image_pad", "video": "video_pad", "vision_start": "vision_start", "vision_end": "vision_end"}
+    return {f"{name}_token_id": tokenizer.convert_tokens_to_ids(f"<|{token}|>") for name, token in tokens.items()}
+
+
+def build_model(
+    config: PreTrainedConfig, tokenizer: Qwen2Tokenizer, seed: int = 0, dtype: torch.dtype = torch.float32
+) -> PreTrainedModel:
+    """A model with random weights that depend on ``seed`` alone; torch's global generator is left as it was.
+
+    It is made on torch's default device: ``with torch.device("cuda")`` draws the weights of a large one there.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = AutoModelForImageTextToText.from_config(config, dtype=torch.float32)
+        model = AutoModelForImageTextToText.from_config(config, dtype=dtype)
     model.generation_config = GenerationConfig(
         eos_token_id=[tokenizer.eos_token_id, tokenizer.pad_token_id], pad_token_id=tokenizer.pad_token_id
     )
