@@ -126,6 +126,8 @@ class MedicalVQADataModule(LightningDataModule):
         self.tasks = {task_of(name) or name for name in tasks or ()}
         self.records: dict[str, list[Record]] = {}
         """Records by split, after ``setup``."""
+        self.lengths: dict[str, list[int]] = {}
+        """Their prompts' lengths in tokens, under a Trainer."""
 
     def setup(self, stage: str) -> None:
         """Read and check the splits of a stage, all of their images and all of their prompts.
@@ -143,7 +145,7 @@ class MedicalVQADataModule(LightningDataModule):
             self.records[split] = self._limit(split, self._read(split))
             check_images(self.records[split], self.image_root)
             if self.trainer is not None:
-                self._collate().check(self.records[split])
+                self.lengths[split] = self._collate().check(self.records[split])
         if stage == "fit" and self.trainer is not None:
             self._check_batches(len(self.records["train"]))
 
@@ -163,6 +165,12 @@ class MedicalVQADataModule(LightningDataModule):
         )
         repeats = self.trainer.accumulate_grad_batches * self.trainer.lightning_module.num_iterations
         return train_loader(self.records["train"], self._collate(), sampler, repeats, **self._workers())
+
+    def longest_batch(self) -> PromptBatch:
+        """The P training prompts with the most tokens: what a step takes at most."""
+        lengths = self.lengths["train"]
+        longest = sorted(range(len(lengths)), key=lambda i: -lengths[i])[: self.prompts_per_batch]
+        return self._collate()([self.records["train"][i] for i in longest])
 
     def val_dataloader(self) -> DataLoader | list[DataLoader]:
         """Every validation record once; nothing without ``val``."""

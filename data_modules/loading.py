@@ -91,24 +91,29 @@ class Collate:
             thumbnails=tuple(row[0].thumbnail if row else None for row in images),
         )
 
-    def check(self, records: Sequence[Record]) -> None:
+    def check(self, records: Sequence[Record]) -> list[int]:
         """Find every prompt that `__call__` would refuse, from text and image headers alone.
+
+        Returns:
+            The length of each prompt in tokens, image tokens included.
 
         Raises:
             DataError: the records, up to `MAX_LISTED` of them, with their lengths.
         """
-        problems = []
+        problems, lengths = [], []
         for record in records:
             try:
                 with _naming(record):
                     length = len(self.processor.tokenizer(self._text(record))["input_ids"])
-                    self._check_length(length + sum(self._num_tokens(path) - 1 for path in record.images))
+                    lengths.append(length + sum(self._num_tokens(path) - 1 for path in record.images))
+                    self._check_length(lengths[-1])
             except DataError as error:
                 problems.append(str(error))
         if problems:
             more = f"\n  ... and {len(problems) - MAX_LISTED} more" if len(problems) > MAX_LISTED else ""
             listed = "\n  ".join(problems[:MAX_LISTED])
             raise DataError(f"{len(problems)} of {len(records)} prompts cannot be used:\n  {listed}{more}")
+        return lengths
 
     @property
     def _limits(self) -> tuple[int, int]:

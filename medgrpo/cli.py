@@ -11,6 +11,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from data_modules.base import MedicalVQADataModule
 from medgrpo.callbacks import Checkpoint, PredictionWriter, RolloutProgressBar, SamplePanel, ScheduleCheck
 from medgrpo.module import GRPOModule
+from medgrpo.probe import MemoryProbe
 from medgrpo.profiling import Profile
 from medgrpo.types import UserError
 
@@ -31,6 +32,7 @@ class MedGRPOCLI(LightningCLI):
         parser.add_lightning_class_args(Checkpoint, "checkpoint")
         parser.add_lightning_class_args(SamplePanel, "sample_panel")
         parser.add_lightning_class_args(PredictionWriter, "predictions")
+        parser.add_lightning_class_args(MemoryProbe, "memory_probe")
         parser.add_argument(
             "--profile",
             type=NonNegativeInt,

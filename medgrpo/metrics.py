@@ -98,24 +98,25 @@ class Timer:
         """Begin a phase that ends elsewhere."""
         self.ranges[phase] = record_function(PHASE + phase)
         self.ranges[phase].__enter__()
-        self.started[phase] = _now()
+        self.started[phase] = now()
 
     def stop(self, phase: str) -> None:
         """End a phase."""
-        self.seconds[phase] += _now() - self.started.pop(phase)
+        self.seconds[phase] += now() - self.started.pop(phase)
         self.ranges.pop(phase).__exit__(None, None, None)
 
     def pop(self) -> dict[str, float]:
         """``timing_s/PHASE`` and ``step_time`` in seconds; starts anew."""
-        now = _now()
+        ended = now()
         values = {f"timing_s/{phase}": seconds for phase, seconds in self.seconds.items()}
-        values["step_time"] = now - self.since
+        values["step_time"] = ended - self.since
         self.seconds.clear()
-        self.since = now
+        self.since = ended
         return values
 
 
-def _now() -> float:
+def now() -> float:
+    """Seconds, once the GPU has done what it was told."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter()

@@ -16,6 +16,7 @@ the reductions of Dr. GRPO (arXiv 2503.20783). Differences from a plain implemen
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
 
@@ -25,15 +26,17 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
 from medgrpo.advantages import group_advantages, zero_variance
+from medgrpo.limits import Limits
 from medgrpo.loss import clip_ratios, kl_k3, token_loss, token_weights
-from medgrpo.metrics import PassStatistics, Timer, peak_memory_gib, rollout_metrics
+from medgrpo.metrics import PassStatistics, Timer, now, peak_memory_gib, rollout_metrics
 from medgrpo.passes import cut_completions, cut_prompts, sum_of_losses
 from medgrpo.policy import Policy
 from medgrpo.policy_module import PolicyModule
 from medgrpo.prefix import encode, prepare, score
 from medgrpo.rewards import Reward, score_completions
 from medgrpo.rollout import sample
-from medgrpo.types import Completions, Prefix, PromptBatch, Rollouts, SettingsError
+from medgrpo.types import Completions, Prefix, PromptBatch, Rollouts, SettingsError, VisionFeatures
+from medgrpo.vision_cache import VisionCache
 
 
 class GRPOModule(PolicyModule):
@@ -60,6 +63,7 @@ class GRPOModule(PolicyModule):
         mask_truncated_completions: leave completions that were cut off out of the loss.
         max_tokens_per_pass: tokens, padding included, that go through the model at once when completions are scored;
             with more, prompts and completions are cut into several passes, which saves memory. None never cuts.
+        vision_cache_gib: memory of the host for features of a frozen vision tower, kept across epochs.
         max_nonfinite_steps: stop after this many steps in a row without a finite gradient; each is skipped and counted.
         seed: of the rollouts, together with epoch, batch and rank.
     """
@@ -85,6 +89,7 @@ class GRPOModule(PolicyModule):
         scale_rewards: Literal["group", "batch", "none"] = "group",
         mask_truncated_completions: bool = False,
         max_tokens_per_pass: int | None = None,
+        vision_cache_gib: float = 0.0,
         max_nonfinite_steps: int = 5,
         seed: int = 42,
     ) -> None:
@@ -131,6 +136,7 @@ class GRPOModule(PolicyModule):
         self.scale_rewards = scale_rewards
         self.mask_truncated_completions = mask_truncated_completions
         self.max_tokens_per_pass = max_tokens_per_pass
+        self.vision_cache = VisionCache(vision_cache_gib * 2**30)
         self.seed = seed
 
         self.rollouts: Rollouts | None = None
@@ -139,6 +145,7 @@ class GRPOModule(PolicyModule):
         self.timer = Timer()
         self.loss = torch.tensor(0.0)
         self.rollout_tokens = 0
+        self.decode_seconds = 0.0
 
     def training_step(self, prompts: PromptBatch, batch_idx: int) -> Tensor:
         """One micro-batch of one pass over a rollout batch.
@@ -160,12 +167,11 @@ class GRPOModule(PolicyModule):
     @torch.no_grad()
     def collect(self, prompts: PromptBatch, window: int) -> Rollouts:
         """Draw G completions per prompt, score them, and fix everything about the loss but the policy itself."""
-        network = self.policy.network
         with self.timer("rollout"):
-            prompts = prepare(network, prompts, self.device, self.policy.freeze_vision)
-            with torch.set_grad_enabled(self._encodes_at_once(prompts)):
-                prefix = encode(network, prompts)
+            prompts, prefix = self.encode(prompts, self.vision_cache.features_of)
+            started = now()
             completions = self.sample(prefix, self._generator(window))
+            self.decode_seconds = now() - started
             texts = self.decode(completions)
         with self.timer("reward"):
             records = [record for record in prompts.records for _ in range(self.num_generations)]
@@ -205,17 +211,26 @@ class GRPOModule(PolicyModule):
         del prefix
         if self.beta > 0:
             with self.timer("reference"), self.policy.as_reference() as reference:
-                rollouts.ref_logps = self._reference_logps(reference, rollouts)
+                rollouts.ref_logps = self.reference_logps(reference, rollouts)
         if self.num_iterations > 1:
             rollouts.old_logps = torch.full_like(completions.logps, float("nan"))
         return rollouts
+
+    def encode(
+        self, prompts: PromptBatch, look: Callable[[torch.nn.Module, PromptBatch], VisionFeatures]
+    ) -> tuple[PromptBatch, Prefix]:
+        """Prepare prompts and encode them, with gradients when the first pass can go on from there."""
+        network = self.policy.network
+        prompts = prepare(network, prompts, self.device, self.policy.freeze_vision, look)
+        with torch.set_grad_enabled(self._encodes_at_once(prompts)):
+            return prompts, encode(network, prompts)
 
     def micro_loss(self, rollouts: Rollouts, micro: int, num_micro: int) -> Tensor:
         """The share of the groups of one micro-batch in the loss of the whole rollout batch."""
         groups = [p for p in self._groups(rollouts, micro, num_micro) if rollouts.active[p]]
         parts = cut_prompts(groups, rollouts.prompts.attention_mask.sum(1), self.max_tokens_per_pass)
         if len(parts) > 1:
-            loss = sum_of_losses([partial(self._loss_of_prompts, rollouts, part) for part in parts], self._trained())
+            loss = sum_of_losses([partial(self._loss_of_prompts, rollouts, part) for part in parts], self.trained())
         else:
             loss = self._loss_of_prompts(rollouts, parts[0]) if parts else 0.0
         # With several ranks each parameter must take part on each: images and adapters may differ between them.
@@ -231,7 +246,7 @@ class GRPOModule(PolicyModule):
         pieces = self._pieces(rollouts, groups)
         if len(pieces) == 1:
             return self._loss_of_completions(rollouts, prefix, *pieces[0])
-        cut, trained = prefix.detach(), self._trained()
+        cut, trained = prefix.detach(), self.trained()
         losses = [partial(self._loss_of_completions, rollouts, cut, *piece) for piece in pieces]
         return sum_of_losses(losses, [*trained, *prefix.tensors()], [*trained, *cut.tensors()])
 
@@ -292,7 +307,8 @@ class GRPOModule(PolicyModule):
         state = np.random.SeedSequence((self.seed, self.current_epoch, window, self.global_rank)).generate_state(1)
         return torch.Generator().manual_seed(int(state[0]))
 
-    def _reference_logps(self, reference: torch.nn.Module, rollouts: Rollouts) -> Tensor:
+    def reference_logps(self, reference: torch.nn.Module, rollouts: Rollouts) -> Tensor:
+        """[N, C] log-probabilities of the completions under the reference policy."""
         logps = torch.zeros_like(rollouts.completions.logps)
         prompts = rollouts.prompts
         if prompts.pixel_values is not None:  # a trainable tower: the reference has its own eyes
@@ -319,7 +335,8 @@ class GRPOModule(PolicyModule):
         pieces = cut_completions(groups, lengths, self.max_tokens_per_pass)
         return [([groups.index(p) for p in part], rows) for part, rows in pieces]
 
-    def _trained(self) -> list[Tensor]:
+    def trained(self) -> list[Tensor]:
+        """All parameters that have gradients."""
         return [p for p in self.policy.parameters() if p.requires_grad]
 
     @staticmethod
@@ -337,7 +354,11 @@ class GRPOModule(PolicyModule):
     def _anchor(self) -> Tensor:
         # A differentiable 0 that reaches every trainable parameter: all ranks then take part in the same gradient
         # exchange, whichever groups, images or adapters their micro-batch has.
-        return sum(p.sum() for p in self._trained()) * 0.0
+        return sum(p.sum() for p in self.trained()) * 0.0
+
+    def on_train_start(self) -> None:
+        """Measure what this device can do."""
+        self.limits = Limits.measure(self.policy, "bf16" in str(self.trainer.precision))
 
     def on_train_batch_end(self, outputs: Any, batch: PromptBatch, batch_idx: int) -> None:
         """Log once per optimizer step: Lightning drops what is logged while it accumulates."""
@@ -345,7 +366,9 @@ class GRPOModule(PolicyModule):
         if (batch_idx + 1) % self.trainer.accumulate_grad_batches:
             return
         timing = self.timer.pop()
+        iteration = batch_idx // self.trainer.accumulate_grad_batches % self.num_iterations
         values = self.rollout_values | self.statistics.pop() | timing
+        values |= self.limits.shares(self.rollouts, timing, self.decode_seconds, iteration, self.num_iterations)
         values["loss"], self.loss = self.loss, torch.tensor(0.0)
         values["grad_norm"] = self.grad_norm
         values["nonfinite_steps"] = float(self.nonfinite_steps)

@@ -131,7 +131,7 @@ class Policy(nn.Module):
             if with_reference:
                 self.reference = copy.deepcopy(model).requires_grad_(False)
         self.model = model
-        if self._onednn():
+        if self.uses_onednn:
             use_onednn(self)
         if self.gradient_checkpointing:
             self._checkpoint_blocks()
@@ -251,7 +251,9 @@ class Policy(nn.Module):
             return "flash_attention_2" if can_flash else "sdpa"
         return self.attn_implementation
 
-    def _onednn(self) -> bool:
+    @property
+    def uses_onednn(self) -> bool:
+        """Whether float32 products on a CPU go through oneDNN."""
         if self.linear_implementation == "onednn" and not onednn_is_available():
             raise SettingsError("linear_implementation=onednn: this build of torch has no oneDNN; set it to torch")
         if self.linear_implementation == "auto":

@@ -10,6 +10,7 @@ every completion attends to them and to itself. Log-probabilities and gradients 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -22,11 +23,20 @@ LOGITS_PER_CHUNK = 2**25
 """Tokens are scored in chunks of this many logits (128 MiB in float32): no (N, C, V) tensor ever exists."""
 
 
-def prepare(model: nn.Module, prompts: PromptBatch, device: torch.device, frozen_vision: bool) -> PromptBatch:
+def prepare(
+    model: nn.Module,
+    prompts: PromptBatch,
+    device: torch.device,
+    frozen_vision: bool,
+    look: Callable[[nn.Module, PromptBatch], VisionFeatures] | None = None,
+) -> PromptBatch:
     """Do once per rollout batch what does not depend on trainable weights.
 
     Computes the rotary positions and, for a frozen vision tower, the features of every image, which then serve
     rollout, reference and all training passes.
+
+    Args:
+        look: used in place of ``see``, e.g. ``VisionCache.features_of``.
 
     Returns:
         The batch on ``device`` with ``position_ids`` and, when ``frozen_vision``, ``vision`` in place of the pixels.
@@ -40,7 +50,7 @@ def prepare(model: nn.Module, prompts: PromptBatch, device: torch.device, frozen
     prompts = replace(prompts, position_ids=position_ids).to(device)
     if frozen_vision and prompts.pixel_values is not None:
         with torch.no_grad():
-            prompts = replace(prompts, vision=see(model, prompts), pixel_values=None)
+            prompts = replace(prompts, vision=(look or see)(model, prompts), pixel_values=None)
     return prompts
 
 

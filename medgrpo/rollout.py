@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from medgrpo.linear import packed_weights
 from medgrpo.prefix import policy_logits
-from medgrpo.static_decode import Choose, attention, decode_static
+from medgrpo.static_decode import Bucket, Choose, attention, decode_static
 from medgrpo.types import Completions, Prefix
 
 LEAVE_AT = 7 / 8
@@ -123,6 +123,31 @@ def _decode_eager(
     on_token(max_length, int((~done).sum()))
 
 
+@torch.no_grad()
+def largest_step(
+    model: nn.Module, prefix: Prefix, num_generations: int, max_completion_length: int, static: bool
+) -> None:
+    """Decode one token at the end of completions of full length, for the memory that this takes; draws nothing."""
+    num_rows, length = len(prefix.mask) * num_generations, prefix.mask.shape[1]
+    token = torch.zeros(num_rows, dtype=torch.int64, device=prefix.mask.device)
+    if static and max_completion_length > 1:
+        rows, layers, filled = torch.arange(num_rows, device=token.device), prefix.layers(), length
+        source, half = rows // num_generations, max(2, (max_completion_length + 1) // 2)
+        prompt_mask, positions = prefix.mask[source], prefix.next_position[source]
+        for start, end in ((1, half), (half, max_completion_length)):  # the last bucket grows out of the one before
+            if start < end:
+                bucket = Bucket(layers, filled, source, prompt_mask, positions, start, end)
+                source, layers, filled = rows, bucket.layers, filled + bucket.size
+        bucket.begin(token, token.new_zeros(bucket.size, num_rows), token[:1] - 1, 0)
+        with attention(model, "sdpa"):
+            bucket.draw(model, lambda hidden, *_: (token, hidden[:, 0].to(bucket.logps.dtype)))
+    elif max_completion_length > 1:
+        cache = DecodeCache(prefix, num_generations, max_completion_length - 1)
+        cache.length += max_completion_length - 2
+        with shared_prefix_attention(model), packed_weights(model.model.language_model, num_rows):
+            cache.decode(model, token)
+
+
 def _choose(
     hidden: Tensor,
     uniform: Tensor,
@@ -178,7 +203,7 @@ class DecodeCache:
         self.prompt_length = prefix.mask.shape[1]
         self.length = self.prompt_length
         dtype = torch.promote_types(prefix.keys[0].dtype, torch.float32)
-        self.shared = [(k.to(dtype), v.to(dtype)) for k, v in zip(prefix.keys, prefix.values, strict=True)]
+        self.shared = [(k.to(dtype), v.to(dtype)) for k, v in prefix.layers()]
         own = (len(self.prompts), prefix.keys[0].shape[1], num_tokens, prefix.keys[0].shape[-1])
         self.own = [(k.new_empty(own), v.new_empty(own)) for k, v in self.shared]
         self._arrange()

@@ -46,7 +46,7 @@ def decode_static(
     num_rows, max_length = completions.ids.shape
     rows = (~torch.isin(completions.ids[:, 0], stop_ids)).nonzero()[:, 0]
     source = rows // (num_rows // len(prefix.mask))  # where in the last buffers the rows are
-    layers, filled = list(zip(prefix.keys, prefix.values, strict=True)), prefix.mask.shape[1]
+    layers, filled = prefix.layers(), prefix.mask.shape[1]
     prompt_mask, positions = prefix.mask[source], prefix.next_position[source]
     start = 1
     with attention(model, "sdpa"):  # flash_attention_2 unpads its inputs on the host, which no graph can record

@@ -190,6 +190,10 @@ class Prefix:
             last_hidden=self.last_hidden[rows],
         )
 
+    def layers(self) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values of each layer."""
+        return list(zip(self.keys, self.values, strict=True))
+
     def tensors(self) -> list[Tensor]:
         """What gradients flow through."""
         return [*self.keys, *self.values, self.last_hidden]

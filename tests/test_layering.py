@@ -23,6 +23,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "medgrpo.loss": set(),
     "medgrpo.metrics": set(),
     "medgrpo.passes": set(),
+    "medgrpo.vision_cache": {"medgrpo.types", "medgrpo.prefix"},
+    "medgrpo.probe": {f"medgrpo.{name}" for name in ("types", "metrics", "prefix", "rollout", "module")},
+    "medgrpo.limits": {f"medgrpo.{name}" for name in ("types", "flops", "linear", "policy")},
     "medgrpo.linear": set(),
     "medgrpo.flops": {"medgrpo.types"},
     "medgrpo.policy": {"medgrpo.types", "medgrpo.linear"},
@@ -31,7 +34,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "medgrpo.rollout": {f"medgrpo.{name}" for name in ("types", "policy", "linear", "prefix", "static_decode")},
     "medgrpo.evaluation": {"medgrpo.types", "medgrpo.answers"},
     "medgrpo.policy_module": {f"medgrpo.{name}" for name in ("types", "policy", "prefix", "rollout", "evaluation")},
-    "medgrpo.module": {f"medgrpo.{name}" for name in CORE | {"evaluation", "metrics", "passes", "policy_module"}},
+    "medgrpo.module": {
+        f"medgrpo.{name}"
+        for name in CORE | {"evaluation", "metrics", "passes", "policy_module", "vision_cache", "limits"}
+    },
     "medgrpo.callbacks": {"medgrpo.types"},
     "medgrpo.profiling": {"medgrpo.types", "medgrpo.metrics"},
     "medgrpo.cli": {
@@ -39,6 +45,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "medgrpo.module",
         "medgrpo.callbacks",
         "medgrpo.profiling",
+        "medgrpo.probe",
         "data_modules.base",
     },
     "medgrpo.demo": set(),

@@ -43,7 +43,7 @@ def test_pass_statistics_do_not_depend_on_the_cut():
 
 def test_timer_adds_up_phases_and_starts_anew(monkeypatch):
     clock = iter([0.0, 1.0, 3.0, 4.0, 5.0, 10.0, 20.0])
-    monkeypatch.setattr("medgrpo.metrics._now", lambda: next(clock))
+    monkeypatch.setattr("medgrpo.metrics.now", lambda: next(clock))
     monkeypatch.setattr("medgrpo.metrics.time.perf_counter", lambda: next(clock))
     timer = Timer()
     for _ in range(2):
