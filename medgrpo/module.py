@@ -360,9 +360,21 @@ class GRPOModule(PolicyModule):
         """Measure what this device can do."""
         self.limits = Limits.measure(self.policy, "bf16" in str(self.trainer.precision))
 
+    def on_after_backward(self) -> None:
+        """Training pauses here: what callbacks do at the end of a batch is none of it."""
+        self.timer.stop("train")
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """It goes on where there is an optimizer step."""
+        self.timer.start("train")
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Clip and step."""
+        super().optimizer_step(*args, **kwargs)
+        self.timer.stop("train")
+
     def on_train_batch_end(self, outputs: Any, batch: PromptBatch, batch_idx: int) -> None:
         """Log once per optimizer step: Lightning drops what is logged while it accumulates."""
-        self.timer.stop("train")
         if (batch_idx + 1) % self.trainer.accumulate_grad_batches:
             return
         timing = self.timer.pop()

@@ -57,7 +57,7 @@ install() {
     "$base" -c 'import sysconfig; print(*{sysconfig.get_path(p) for p in ("purelib", "platlib")}, sep="\n")' \
         >"$site/base.pth" || return
     "$base" -m pip --python "$scratch/venv/bin/python" install --quiet \
-        lightning 'jsonargparse[signatures]' torchmetrics peft accelerate pillow numpy trl==1.16.0 datasets \
+        lightning 'jsonargparse[signatures]' torchmetrics peft qwen-vl-utils accelerate pillow numpy trl==1.16.0 datasets \
         pytest hypothesis || return
     "$scratch/venv/bin/python" -c 'import torch, transformers; print("torch", torch.__version__, "transformers",
         transformers.__version__, "GPU", torch.cuda.get_device_name() if torch.cuda.is_available() else "none")'

@@ -42,6 +42,7 @@ import bench_common as common
 from bench_common import expect
 
 PHASES = ("images", "rollout", "reference", "train")
+SHARES = ("perf/mfu", "perf/mfu_train", "perf/decode_bandwidth")
 LEARNING_RATE = 1e-6
 GRADIENT_CLIP = 1.0
 
@@ -118,7 +119,7 @@ def run_ours(args: argparse.Namespace) -> dict[str, Any]:
                 "rollout": logged["timing_s/rollout"],
                 "reference": logged.get("timing_s/reference", 0.0),
                 "train": logged["timing_s/train"],
-            }
+            } | {name: logged[name] for name in SHARES}
 
     torch.manual_seed(0)
     policy = Policy(**common.policy_options(args), gradient_checkpointing=args.gradient_checkpointing)
@@ -271,6 +272,8 @@ def figures(args: argparse.Namespace, results: list[dict[str, Any]]) -> dict[str
         "phases_s": {phase: median(step[phase] for step in steps) for phase in PHASES},
         "completions_per_s": args.prompts * args.generations / step_s,
         "peak_gib": max(result["peak_gib"] for result in results),
+        # Of the device's measured limits, which only our side logs.
+        "shares": {name: median(step[name] for step in steps) for name in SHARES if name in steps[0]},
     }
 
 
@@ -297,6 +300,7 @@ def table(result: dict[str, Any]) -> str:
         if part:
             steps = part["steps_s"]
             lines.append(f"{name}: {len(steps)} steps of {min(steps):.2f} to {max(steps):.2f} s")
+            lines += [f"{share:22}{value:>8.2f}" for share, value in part["shares"].items()]
     return "\n".join(lines)
 
 

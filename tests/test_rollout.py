@@ -6,8 +6,9 @@ import pytest
 import torch
 from tiny import FAMILIES, prompt_batch, row_logps, tiny_policy
 
+from medgrpo.linear import Linear, packed_weights
 from medgrpo.prefix import encode, prepare, score
-from medgrpo.rollout import draw, sample
+from medgrpo.rollout import DecodeCache, draw, sample
 
 CPU = torch.device("cpu")
 STOP = torch.arange(0, 280, 4)  # many, so that rows end at different lengths
@@ -149,6 +150,36 @@ def test_on_token_is_told_of_every_position():
     alive = [int((drawn.mask.sum(1) > t).sum()) for t, _ in seen]
     finished_last = int((~drawn.finished).sum())
     assert [a for _, a in seen] == [*alive[:-1], finished_last]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_sampling_with_packed_weights_agrees_with_the_scorer(family, monkeypatch):
+    monkeypatch.setattr("medgrpo.linear.SMALLEST", 0)  # tiny layers too
+    packed = []
+    monkeypatch.setattr("medgrpo.rollout.packed_weights", lambda *a: packed.append(1) or packed_weights(*a))
+    policy = tiny_policy(family, linear_implementation="onednn")
+    prompts = prepared(policy, family)
+    drawn = run(policy, prompts)
+    assert packed == [1]
+    plain = run(tiny_policy(family, linear_implementation="torch"), prompts)
+    assert torch.equal(drawn.ids, plain.ids)
+    assert torch.allclose(drawn.logps, plain.logps, atol=1e-5)
+    assert all(module.packed is None for module in policy.modules() if isinstance(module, Linear))
+
+
+def test_a_prompt_is_kept_once_and_leaves_with_its_last_row():
+    policy = tiny_policy()
+    prompts = prepared(policy, "qwen2_5_vl")
+    with torch.no_grad():
+        cache = DecodeCache(encode(policy.network, prompts), 4, 5)
+    assert cache.shared[0][0].shape[0] == 3
+    assert cache.own[0][0].shape[0] == 12
+    cache.keep(torch.tensor([0, 2, 3, 9]))  # three rows of prompt 0, none of 1, one of 2
+    assert cache.shared[0][0].shape[0] == 2
+    assert cache.prompts.tolist() == [0, 0, 0, 1]
+    assert cache.slots.tolist() == [0, 1, 2, 3]
+    cache.keep(torch.tensor([1, 3]))
+    assert cache.slots is None, "one row of each prompt: all slots are filled"
 
 
 @pytest.fixture
