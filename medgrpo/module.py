@@ -118,6 +118,11 @@ class GRPOModule(PolicyModule):
             problems.append(f"beta: expected at least 0, got {beta}")
         if max_tokens_per_pass is not None and max_tokens_per_pass < 1:
             problems.append(f"max_tokens_per_pass: expected at least 1, or none, got {max_tokens_per_pass}")
+        if vision_cache_gib < 0 or (vision_cache_gib and not policy.freeze_vision):
+            problems.append(
+                f"vision_cache_gib: expected at least 0, and 0 when the tower trains (freeze_vision=false), "
+                f"got {vision_cache_gib}"
+            )
         if problems:
             raise SettingsError("\n".join(problems))
         self.rewards = rewards

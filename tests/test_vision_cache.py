@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from test_module import batch, make_module
 from tiny import FAMILIES, prompt_batch, tiny_policy
 
 from medgrpo.prefix import prepare, see
+from medgrpo.types import SettingsError
 from medgrpo.vision_cache import VisionCache
 
 CPU = torch.device("cpu")
@@ -32,6 +34,19 @@ def test_features_are_the_towers_and_each_image_is_seen_once(family):
     assert len(got.deepstack) == len(expected.deepstack)
     for ours, theirs in zip(got.deepstack, expected.deepstack, strict=True):
         assert torch.allclose(ours, theirs, atol=1e-9)
+
+
+def test_a_tower_that_trains_has_nothing_to_keep():
+    with pytest.raises(SettingsError, match="freeze_vision"):
+        make_module(policy=tiny_policy(use_peft=False, freeze_vision=False), vision_cache_gib=1.0)
+
+
+def test_a_second_rollout_on_the_same_images_does_not_look_again():
+    module = make_module(vision_cache_gib=1.0)
+    seen = count_images(module.policy)
+    first, second = (module.collect(batch(), 0) for _ in range(2))
+    assert seen == [4]
+    assert torch.equal(first.completions.ids, second.completions.ids)
 
 
 def test_it_stays_within_its_memory_and_zero_keeps_nothing():
