@@ -27,8 +27,8 @@ def test_features_are_the_towers_and_each_image_is_seen_once(family):
     prompts = prompt_batch(family, (1, 0, 2), dtype=torch.float64)
     expected = see(policy.network, prompts)
     seen, cache = count_images(policy), VisionCache(2**30)
-    for batch, new in ((prompts.select([2, 1]), [2]), (prompts, [2, 1]), (prompts, [2, 1])):
-        got = prepare(policy.network, batch, CPU, frozen_vision=True, look=cache.features_of).vision
+    for some, new in ((prompts.select([2, 1]), [2]), (prompts, [2, 1]), (prompts, [2, 1])):
+        got = prepare(policy.network, some, CPU, frozen_vision=True, look=cache.features_of).vision
         assert seen == new
     assert torch.allclose(got.embeds, expected.embeds, atol=1e-9)
     assert len(got.deepstack) == len(expected.deepstack)
