@@ -12,8 +12,9 @@ import torch
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader
 
-from data_modules.formats import Format, modality_of, read_records, task_of
+from data_modules.formats import Format, read_records
 from data_modules.images import MAX_IMAGE_PIXELS, check_images
+from data_modules.labels import modality_of, task_of
 from data_modules.loading import Collate, PositionSampler, RepeatLoader, evaluation_loader, train_loader
 from medgrpo.types import MODALITIES, DataError, PromptBatch, Record, SettingsError
 
@@ -50,7 +51,7 @@ class MedicalVQADataModule(LightningDataModule):
         seed: of that order and of the subsets below.
         limit_train_records: train on a random subset of this size; None is all.
         limit_eval_records: evaluate on a random subset of this size; None is all.
-        modalities: keep records of these modalities only; any name in ``formats.ALIASES``.
+        modalities: keep records of these modalities only; any name in ``labels.ALIASES``.
         tasks: keep records of these question types only, e.g. ``Lesion Grading``.
     """
 

@@ -19,7 +19,8 @@ from __future__ import annotations
 
 import string
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -64,6 +65,15 @@ class Record:
     task: str = ""
     """Question type, e.g. ``Lesion Grading``; empty when unknown."""
     dataset: str = ""
+    closed: bool = False
+    """True when no options are listed and yet the answer is one of few words: yes or no, left or right."""
+    metadata: dict[str, str] = field(default_factory=dict, hash=False)
+    """What else the source file says, by name: ``patient``, ``language``, ``explanation``, ``source`` ..."""
+
+    @property
+    def answer_type(self) -> Literal["choice", "closed", "open"]:
+        """What kind of answer is asked for: one of the options, one of few words, or free text."""
+        return "choice" if self.options else "closed" if self.closed else "open"
 
     @property
     def letters(self) -> str:

@@ -10,7 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_modules.formats import modality_of, parse_gold, parse_options, read_records, task_of, write_jsonl
+from data_modules.formats import read_records, write_jsonl
+from data_modules.labels import modality_of, task_of
+from data_modules.options import parse_gold, parse_options
 from medgrpo.types import LETTERS, MODALITIES, DataError, Record
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
