@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,13 +13,26 @@ import torch
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader
 
+from data_modules.curriculum import (
+    Curriculum,
+    closed_to_open,
+    easy_to_hard,
+    keep_by_passes,
+    mix,
+    mixed,
+    read_pass_counts,
+)
 from data_modules.formats import Format, read_records
-from data_modules.images import MAX_IMAGE_PIXELS, check_images
+from data_modules.image_root import ImageRoot
+from data_modules.images import MAX_IMAGE_PIXELS, check_images, spread
 from data_modules.labels import modality_of, task_of
 from data_modules.loading import Collate, PositionSampler, RepeatLoader, evaluation_loader, train_loader
 from medgrpo.types import MODALITIES, DataError, PromptBatch, Record, SettingsError
 
 Split = Literal["train", "val", "test", "predict"]
+
+CANDIDATES = 16
+"""Prompts tokenized for each one of `longest_batch`."""
 
 _SPLITS: dict[str, tuple[Split, ...]] = {
     "fit": ("train", "val"),
@@ -45,6 +59,10 @@ class MedicalVQADataModule(LightningDataModule):
         max_image_pixels: pixels of a file; larger files are an error, before they are decoded.
         resize: (width, height) to stretch every image to before the policy's own resizing, as Med-R1 did with
             (384, 384); None keeps the shape.
+        window: (center, width) that DICOM and NIfTI values are shown through, in Hounsfield units for CT; None is the
+            window that a DICOM file names, else least to greatest value.
+        frames_per_volume: evenly spaced frames or slices of a volume that enter the prompt, each as an image; 1 is the
+            middle one. A reference that names a frame, as ``scan.dcm[3]``, is one image.
         image_cache: folder that keeps processed images between epochs and runs; None keeps none.
         num_workers: processes that prepare batches; 0 prepares them in the training process.
         shuffle: a new order of the training records in each epoch.
@@ -53,6 +71,11 @@ class MedicalVQADataModule(LightningDataModule):
         limit_eval_records: evaluate on a random subset of this size; None is all.
         modalities: keep records of these modalities only; any name in ``labels.ALIASES``.
         tasks: keep records of these question types only, e.g. ``Lesion Grading``.
+        difficulty: file of pass counts of the training records, from ``medgrpo data difficulty``.
+        pass_count: (lowest, highest): train on records that were answered right so often, e.g. (1, 7) of 8.
+        mix: records to draw from each training file, e.g. [600, 490]; None takes all.
+        curriculum: order of each epoch: by pass count, by kind of answer (choice, closed, open), or with the training
+            files in the same ratio throughout; None is no order.
     """
 
     modality: str = ""
@@ -74,6 +97,8 @@ class MedicalVQADataModule(LightningDataModule):
         max_prompt_length: int | None = 1024,
         max_image_pixels: int = MAX_IMAGE_PIXELS,
         resize: tuple[int, int] | None = None,
+        window: tuple[float, float] | None = None,
+        frames_per_volume: int = 1,
         image_cache: str | None = None,
         num_workers: int = 0,
         shuffle: bool = True,
@@ -82,6 +107,10 @@ class MedicalVQADataModule(LightningDataModule):
         limit_eval_records: int | None = None,
         modalities: list[str] | None = None,
         tasks: list[str] | None = None,
+        difficulty: str | None = None,
+        pass_count: tuple[int, int] | None = None,
+        mix: list[int] | None = None,
+        curriculum: Literal["easy_to_hard", "closed_to_open", "mixed"] | None = None,
     ) -> None:
         super().__init__()
         problems = [
@@ -91,6 +120,7 @@ class MedicalVQADataModule(LightningDataModule):
                 "eval_batch_size": eval_batch_size,
                 "max_prompt_length": max_prompt_length,
                 "max_image_pixels": max_image_pixels,
+                "frames_per_volume": frames_per_volume,
                 "limit_train_records": limit_train_records,
                 "limit_eval_records": limit_eval_records,
             }.items()
@@ -100,6 +130,10 @@ class MedicalVQADataModule(LightningDataModule):
             problems.append(f"resize: expected a positive width and height, got {resize}")
         if image_cache is not None and Path(image_cache).exists() and not Path(image_cache).is_dir():
             problems.append(f"image_cache: expected a folder, or a path to make one at, got the file {image_cache!r}")
+        if window is not None and window[1] <= 0:
+            problems.append(f"window: expected (center, width) with a positive width, got {window}")
+        needs = [("pass_count", pass_count is not None), ("curriculum: easy_to_hard", curriculum == "easy_to_hard")]
+        problems += [f"{n} needs data.difficulty, a file of pass counts" for n, on in needs if on and not difficulty]
         if num_workers < 0:
             problems.append(f"num_workers: expected at least 0, got {num_workers}")
         unknown = [name for name in modalities or () if not modality_of(name)]
@@ -117,6 +151,8 @@ class MedicalVQADataModule(LightningDataModule):
         self.max_prompt_length = max_prompt_length
         self.max_image_pixels = max_image_pixels
         self.resize = resize
+        self.window = window
+        self.frames_per_volume = frames_per_volume
         self.image_cache = image_cache
         self.num_workers = num_workers
         self.shuffle = shuffle
@@ -125,10 +161,16 @@ class MedicalVQADataModule(LightningDataModule):
         self.limit_eval_records = limit_eval_records
         self.modalities = {modality_of(name) for name in modalities or ()} or set(MODALITIES) | {""}
         self.tasks = {task_of(name) or name for name in tasks or ()}
+        self.difficulty = difficulty
+        self.pass_count = pass_count
+        self.mix = mix
+        self.curriculum = curriculum
         self.records: dict[str, list[Record]] = {}
         """Records by split, after ``setup``."""
-        self.lengths: dict[str, list[int]] = {}
-        """Their prompts' lengths in tokens, under a Trainer."""
+        self.bounds: dict[str, list[int]] = {}
+        """Tokens that their prompts do not exceed, under a Trainer."""
+        self.order: Curriculum | None = None
+        """Of the training records."""
 
     def setup(self, stage: str) -> None:
         """Read and check the splits of a stage, all of their images and all of their prompts.
@@ -143,10 +185,16 @@ class MedicalVQADataModule(LightningDataModule):
                     raise SettingsError(f"{stage} needs data.{split}: set it to a question file or a list of them")
                 self.records[split] = []
                 continue
-            self.records[split] = self._limit(split, self._read(split))
-            check_images(self.records[split], self.image_root)
+            files = self._select(self._read(split)) if split == "train" else self._read(split)
+            self.records[split] = self._limit(split, sum(files, []))
+            if split == "train":
+                self.order = self._curriculum(files)
+            images = ImageRoot(self.image_root)
+            check_images(self.records[split], images)
+            if self.frames_per_volume > 1:
+                self.records[split] = [self._with_frames(record, images) for record in self.records[split]]
             if self.trainer is not None:
-                self.lengths[split] = self._collate().check(self.records[split])
+                self.bounds[split] = self._collate().check(self.records[split])
         if stage == "fit" and self.trainer is not None:
             self._check_batches(len(self.records["train"]))
 
@@ -163,15 +211,16 @@ class MedicalVQADataModule(LightningDataModule):
             shuffle=self.shuffle,
             rank=self.trainer.global_rank,
             world_size=self.trainer.world_size,
+            curriculum=self.order,
         )
         repeats = self.trainer.accumulate_grad_batches * self.trainer.lightning_module.num_iterations
         return train_loader(self.records["train"], self._collate(), sampler, repeats, **self._workers())
 
     def longest_batch(self) -> PromptBatch:
-        """The P training prompts with the most tokens: what a step takes at most."""
-        lengths = self.lengths["train"]
-        longest = sorted(range(len(lengths)), key=lambda i: -lengths[i])[: self.prompts_per_batch]
-        return self._collate()([self.records["train"][i] for i in longest])
+        """The P training prompts with the most tokens, of those with the most bytes: what a step takes at most."""
+        collate, records, bounds = self._collate(), self.records["train"], self.bounds["train"]
+        likely = heapq.nlargest(CANDIDATES * self.prompts_per_batch, range(len(bounds)), key=bounds.__getitem__)
+        return collate(heapq.nlargest(self.prompts_per_batch, [records[i] for i in likely], key=collate.length))
 
     def val_dataloader(self) -> DataLoader | list[DataLoader]:
         """Every validation record once; nothing without ``val``."""
@@ -185,8 +234,8 @@ class MedicalVQADataModule(LightningDataModule):
         """Every record to predict once."""
         return self._evaluation_loader("predict")
 
-    def _read(self, split: str) -> list[Record]:
-        """Records of all files of a split, filtered."""
+    def _read(self, split: str) -> list[list[Record]]:
+        """Records of each file of a split, filtered."""
         kept, found, origin = [], [], {}
         for path in self.paths[split]:
             records = self._label(read_records(path, self.format))
@@ -198,14 +247,38 @@ class MedicalVQADataModule(LightningDataModule):
                     )
             origin |= {record.id: path for record in records}
             found += records
-            kept += [record for record in records if self._wanted(record)]
-        if not kept:
+            kept.append([record for record in records if self._wanted(record)])
+        if not any(kept):
             have = sorted({(record.modality or "unknown", record.task or "unknown") for record in found})
             raise DataError(
                 f"data.{split}: none of {len(found)} records is left after the filters. Files: {self.paths[split]}; "
                 f"(modality, task) in them: {have}; kept: {self._filters()}"
             )
         return kept
+
+    def _select(self, files: list[list[Record]]) -> list[list[Record]]:
+        """The training records by pass count, then as many of each file as asked for."""
+        if self.pass_count:
+            kept = keep_by_passes(sum(files, []), read_pass_counts(self.difficulty), *self.pass_count)
+            ids = {record.id for record in kept}
+            files = [[record for record in file if record.id in ids] for file in files]
+        return mix(files, self.mix, self.seed) if self.mix else files
+
+    def _curriculum(self, files: list[list[Record]]) -> Curriculum | None:
+        records = self.records["train"]
+        if self.curriculum == "easy_to_hard":
+            return easy_to_hard(records, read_pass_counts(self.difficulty))
+        if self.curriculum == "closed_to_open":
+            return closed_to_open(records)
+        if self.curriculum == "mixed":
+            file_of = {record.id: number for number, file in enumerate(files) for record in file}
+            return mixed([file_of[record.id] for record in records])
+        return None
+
+    def _with_frames(self, record: Record, images: ImageRoot) -> Record:
+        """With several frames of each volume in place of the volume."""
+        frames = [spread(image, images.find(image), self.frames_per_volume) for image in record.images]
+        return replace(record, images=sum(frames, ()))
 
     def _label(self, records: Sequence[Record]) -> list[Record]:
         """Files that name no modality, or no task, are taken to be of this class's."""
@@ -259,6 +332,7 @@ class MedicalVQADataModule(LightningDataModule):
             max_prompt_length=self.max_prompt_length,
             max_image_pixels=self.max_image_pixels,
             resize=self.resize,
+            window=self.window,
             image_cache=self.image_cache,
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 from medgrpo.types import LETTERS, DataError
@@ -22,8 +23,8 @@ def text(row: Row, name: str) -> str:
     value = row.get(name)
     if not isinstance(value, str) or not value.strip():
         raise DataError(f"field {name!r}: expected text, got {show(value) if name in row else 'no such field'}")
-    if len(value) > MAX_TEXT:
-        raise DataError(f"field {name!r}: expected at most {MAX_TEXT} characters, got {len(value)}")
+    if len(value) > MAX_TEXT or not value.isascii():
+        _check_characters(value, name)
     return value
 
 
@@ -32,31 +33,55 @@ def label(row: Row, name: str) -> str:
     value = row.get(name)
     if value is None or value == "":
         return ""
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
+    if isinstance(value, str):
+        return text(row, name)
+    if type(value) is not int and not (isinstance(value, float) and math.isfinite(value)):
         raise DataError(f"field {name!r}: expected text, got {show(value)}")
-    return text({name: str(value)}, name)
+    return str(value)
 
 
 def texts(row: Row, name: str) -> tuple[str, ...]:
     """A field that must hold a list of texts."""
     value = row.get(name)
-    if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
+    if not isinstance(value, (list, tuple)):
         raise DataError(f"field {name!r}: expected a list of texts, got {show(value)}")
-    return tuple(text({name: item}, name) if item.strip() else item for item in value)
+    for item in value:
+        if not isinstance(item, str):
+            raise DataError(f"field {name!r}: expected a list of texts, got {show(value)}")
+        if len(item) > MAX_TEXT or not item.isascii():
+            _check_characters(item, name)
+    return tuple(value)
 
 
 def paths(row: Row, name: str) -> tuple[str, ...]:
     """A field that holds one path, a list of paths, or nothing."""
-    value = row.get(name) or []
-    found = [value] if isinstance(value, str) else value
-    if not isinstance(found, list | tuple) or not all(isinstance(path, str) and path.strip() for path in found):
+    value = row.get(name)
+    found = [] if value is None or value == "" else [value] if isinstance(value, str) else value
+    if not isinstance(found, (list, tuple)):
         raise DataError(f"field {name!r}: expected a path or a list of paths, got {show(value)}")
-    return tuple(text({name: path}, name) for path in found)
+    for path in found:
+        if not isinstance(path, str) or not path.strip():
+            raise DataError(f"field {name!r}: expected a path or a list of paths, got {show(value)}")
+        if len(path) > MAX_TEXT or not path.isascii():
+            _check_characters(path, name)
+    return tuple(found)
 
 
-def metadata(row: Row, *names: str) -> dict[str, str]:
-    """Those of the fields that are there, as text."""
-    return {name: value for name in names if (value := label(row, name))}
+def others(row: Row, *used: str) -> dict[str, str]:
+    """All fields but the ``used`` ones, as text: numbers and truth values as JSON writes them, and so what is nested.
+
+    Fields that are null, blank or not a number are left out.
+    """
+    found = {}
+    for name, value in row.items():
+        if name in used or value is None or (isinstance(value, float) and math.isnan(value)):
+            continue
+        content = value if isinstance(value, str) else _json(value, name)
+        if content.strip():
+            _check_characters(name, name)
+            _check_characters(content, name)
+            found[name] = content
+    return found
 
 
 def with_options(question: str, options: tuple[str, ...]) -> str:
@@ -66,7 +91,36 @@ def with_options(question: str, options: tuple[str, ...]) -> str:
 
 def show(value: Any) -> str:
     """A value as JSON, cut to one line."""
-    if isinstance(value, str | list | tuple):
-        value = value[:80]
-    shown = json.dumps(value, ensure_ascii=False, default=repr)
-    return shown if len(shown) <= 80 else shown[:77] + "..."
+    shown = json.dumps(_cut(value, 3), ensure_ascii=False, default=repr)
+    shown = shown if len(shown) <= 80 else shown[:77] + "..."
+    return shown.encode("utf-8", "backslashreplace").decode()
+
+
+def _cut(value: Any, depth: int) -> Any:
+    """What `show` has room for, so that nothing deep or long is walked through."""
+    if isinstance(value, str):
+        return value[:80]
+    if isinstance(value, int) and value.bit_length() > 256:
+        return f"an integer of {value.bit_length()} bits"
+    if isinstance(value, dict):
+        return {str(name): _cut(value[name], depth - 1) for name in list(value)[:20]} if depth else "..."
+    if isinstance(value, list | tuple):
+        return [_cut(item, depth - 1) for item in value[:40]] if depth else "..."
+    return value
+
+
+def _json(value: Any, name: str) -> str:
+    try:
+        return json.dumps(value, ensure_ascii=False, default=str)
+    except (ValueError, RecursionError, TypeError) as error:
+        raise DataError(f"field {name!r}: cannot be kept as text: {error}") from error
+
+
+def _check_characters(value: str, name: str) -> None:
+    if len(value) > MAX_TEXT:
+        raise DataError(f"field {name[:80]!r}: expected at most {MAX_TEXT} characters, got {len(value)}")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        broken = value[error.start]
+        raise DataError(f"field {name!r}: expected Unicode text, got half of a character: {broken!r}") from error

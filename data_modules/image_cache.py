@@ -23,10 +23,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from data_modules.image_root import ImageFile
+
 FORMAT = 1
 """Goes up when ``images.open_rgb``, ``images.prepare``, the thumbnail or the file layout changes."""
 
-LIBRARIES = ("transformers", "qwen-vl-utils", "pillow", "torch", "torchvision", "numpy")
+LIBRARIES = ("transformers", "qwen-vl-utils", "pillow", "torch", "torchvision", "numpy", "pydicom")
 """What decodes, resizes and normalises; another version may round differently."""
 
 
@@ -56,19 +58,21 @@ class ImageCache:
         everything = [FORMAT, platform.machine(), versions, dict(settings)]
         self.settings = json.dumps(everything, sort_keys=True)
 
-    def get(self, path: Path, process: Callable[[Path], ProcessedImage]) -> ProcessedImage:
-        """What ``process(path)`` returns, bit for bit; it is called only if no whole file holds the result."""
-        stored = self._file(path)
+    def get(self, file: ImageFile, process: Callable[[ImageFile], ProcessedImage]) -> ProcessedImage:
+        """What ``process(file)`` returns, bit for bit; it is called only if no whole file holds the result."""
+        stored = self._file(file)
         image = _read(stored)
         if image is None:
-            image = process(path)
+            image = process(file)
             _write(stored, image)
         return image
 
-    def _file(self, path: Path) -> Path:
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256")
-        digest.update(self.settings.encode())
+    def _file(self, file: ImageFile) -> Path:
+        with file.path.open("rb") as content:
+            digest = hashlib.file_digest(content, "sha256")
+        digest.update(
+            f"{file.frame}{self.settings}".encode()
+        )  # settings begin with a bracket, so nothing runs together
         key = digest.hexdigest()
         return self.folder / key[:2] / f"{key}.safetensors"
 

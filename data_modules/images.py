@@ -1,17 +1,21 @@
-"""Find, open and size images: PNG, JPEG, TIFF, BMP and what else Pillow reads -> 8-bit RGB.
+"""Open and size images: PNG, JPEG, TIFF, BMP and what else Pillow reads, DICOM and NIfTI -> 8-bit RGB.
 
-Nothing outside the image root is opened, and no pixel is decoded before the header has told how many there are.
+No pixel is decoded before the header has told how many there are.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 from PIL import Image, ImageOps
 
+from data_modules import dicom, nifti
+from data_modules.grey import stretched
+from data_modules.image_root import ImageFile, ImageRoot
 from medgrpo.types import DataError, Record
 
 MAX_IMAGE_PIXELS = 100_000_000
@@ -24,128 +28,167 @@ MERGE_SIZE = 2
 """Patches per token and direction, in all three Qwen-VL families."""
 
 
-def resolve(root: str | Path, relative: str) -> Path:
-    """Path of an image below ``root``.
-
-    A file that is not there under exactly this name is looked for in other letter case, since data sets made on
-    other systems mix ``.jpg`` and ``.JPG``.
-
-    Raises:
-        DataError: an absolute path, a ``..`` component, a link that leads out of ``root``, no such file, or several
-            in other letter case.
-    """
-    root = Path(root)
-    parts = PurePosixPath(relative).parts
-    if PurePosixPath(relative).is_absolute() or PureWindowsPath(relative).drive or ".." in parts or "\0" in relative:
-        raise DataError(f"image {relative!r}: expected a path below image_root without '..'")
-    path = root.joinpath(*parts)
-    if not path.is_file():
-        path = _in_other_case(root, relative, parts)
-    if not path.resolve().is_relative_to(root.resolve()):
-        raise DataError(f"image {relative!r}: is a link that leads out of image_root={str(root)!r}")
-    return path
-
-
-def _in_other_case(root: Path, relative: str, parts: tuple[str, ...]) -> Path:
-    path = root
-    for part in parts:
-        exact = path / part
-        if exact.exists():
-            path = exact
-            continue
-        names = [entry.name for entry in path.iterdir()] if path.is_dir() else []
-        similar = [name for name in names if name.lower() == part.lower()]
-        if len(similar) > 1:
-            raise DataError(f"image {relative!r}: {part!r} could be any of {sorted(similar)} in {str(path)!r}")
-        if not similar:
-            raise DataError(f"image {relative!r}: no such file below image_root={str(root)!r}")
-        path = path / similar[0]
-    if not path.is_file():
-        raise DataError(f"image {relative!r}: expected a file below image_root={str(root)!r}, got a folder")
-    return path
-
-
-def check_images(records: Iterable[Record], root: str | Path) -> None:
+def check_images(records: Iterable[Record], images: ImageRoot) -> None:
     """Look up every image of the records.
 
     Raises:
-        DataError: the images that are missing or lie outside ``root``, up to `MAX_LISTED` of them, and their number.
+        DataError: the images that are missing or lie outside the root, up to `MAX_LISTED` of them, and their number.
     """
     wanted = {image: record.id for record in reversed(list(records)) for image in record.images}
     problems = []
     for image, record_id in reversed(wanted.items()):
         try:
-            resolve(root, image)
+            images.find(image)
         except DataError as error:
             problems.append(f"record {record_id}: {error}")
     if problems:
         more = f"\n  ... and {len(problems) - MAX_LISTED} more" if len(problems) > MAX_LISTED else ""
         listed = "\n  ".join(problems[:MAX_LISTED])
         raise DataError(
-            f"{len(problems)} of {len(wanted)} images cannot be used. Set image_root (now {str(root)!r}) to the folder "
-            f"that the paths in the question file start from:\n  {listed}{more}"
+            f"{len(problems)} of {len(wanted)} images cannot be used. Set image_root (now {str(images.root)!r}) to the "
+            f"folder that the paths in the question file start from:\n  {listed}{more}"
         )
 
 
-def image_size(path: str | Path, max_image_pixels: int = MAX_IMAGE_PIXELS) -> tuple[int, int]:
+def image_size(file: str | Path | ImageFile, max_image_pixels: int = MAX_IMAGE_PIXELS) -> tuple[int, int]:
     """Width and height in pixels as stored, from the header alone.
 
     Raises:
-        DataError: not an image, or more than ``max_image_pixels``.
+        DataError: not an image, no such frame, or more than ``max_image_pixels``.
     """
-    with _opened(path, max_image_pixels) as image:
+    file = _as_image_file(file)
+    if volume := _volume_reader(file):
+        return volume.image_size(file.path, file.frame, max_image_pixels)
+    with _opened(file, max_image_pixels) as image:
         return image.size
 
 
-def open_rgb(path: str | Path, max_image_pixels: int = MAX_IMAGE_PIXELS) -> Image.Image:
-    """Decode an image (the first frame if it has several) to 8-bit RGB, turned upright by its EXIF tag.
-
-    Deeper grey values (12 or 16 bits, float) are stretched from the image's least and greatest value to 0 and 255,
-    because a 12-bit radiograph in a 16-bit file would be black otherwise. Transparent parts become white, as in
-    ``qwen_vl_utils``.
+def num_frames(file: str | Path | ImageFile, max_image_pixels: int = MAX_IMAGE_PIXELS) -> int:
+    """Frames of the whole file: of a DICOM or GIF file, pages of a TIFF, axial slices of a NIfTI volume; else 1.
 
     Raises:
-        DataError: not an image, truncated, or more than ``max_image_pixels``.
+        DataError: as `image_size`.
     """
-    with _opened(path, max_image_pixels) as image:
+    file = ImageFile(_as_image_file(file).path)
+    if volume := _volume_reader(file):
+        return volume.num_frames(file.path, max_image_pixels)
+    with _opened(file, max_image_pixels) as image:
+        return _num_pages(image, file)
+
+
+def spread(reference: str, file: ImageFile, count: int, max_image_pixels: int = MAX_IMAGE_PIXELS) -> tuple[str, ...]:
+    """References to ``count`` evenly spaced frames of a volume, to put several images of it into a prompt.
+
+    The frames are cut into ``count`` equal parts, and the middle one of each is taken; all are taken if there are
+    fewer. A reference that names a frame, or a file of one frame, is left as it is.
+
+    Raises:
+        DataError: as `num_frames`.
+    """
+    frames = 1 if file.frame else num_frames(file, max_image_pixels)
+    if frames == 1:
+        return (reference,)
+    parts = min(count, frames)
+    return tuple(f"{reference}[{(2 * part + 1) * frames // (2 * parts)}]" for part in range(parts))
+
+
+def open_rgb(
+    file: str | Path | ImageFile,
+    max_image_pixels: int = MAX_IMAGE_PIXELS,
+    window: tuple[float, float] | None = None,
+) -> Image.Image:
+    """Decode an image to 8-bit RGB, turned upright by its EXIF tag.
+
+    Without a frame, the first page of a TIFF or GIF and the middle frame of a DICOM or NIfTI volume. Deeper grey values
+    (12 or 16 bits, float) are stretched from the image's least and greatest value to 0 and 255, because a 12-bit
+    radiograph in a 16-bit file would be black otherwise; ``dicom.open_rgb`` and ``nifti.open_rgb`` say what they do.
+    Transparent parts become white, as in ``qwen_vl_utils``.
+
+    Args:
+        file: path, or what `ImageRoot.find` returned.
+        max_image_pixels: larger images are refused before they are decoded.
+        window: (center, width) that DICOM and NIfTI grey values are shown through; other images have no unit.
+
+    Raises:
+        DataError: not an image, truncated, no such frame, or more than ``max_image_pixels``.
+    """
+    file = _as_image_file(file)
+    if volume := _volume_reader(file):
+        return volume.open_rgb(file.path, file.frame, max_image_pixels, window)
+    with _opened(file, max_image_pixels) as image:
         try:
             image.load()
             image = ImageOps.exif_transpose(image)
+            if image.mode.startswith(("I", "F")):
+                image = Image.fromarray(stretched(np.asarray(image)))
         except Exception as error:  # a broken file can raise nearly anything from a decoder
-            raise DataError(f"{path}: image cannot be decoded ({error}); it is broken or truncated") from error
-    if image.mode.startswith(("I", "F")):
-        return _stretched(image, path).convert("RGB")
+            raise DataError(f"{file}: image cannot be decoded ({error}); it is broken or truncated") from error
     if image.has_transparency_data:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     return image.convert("RGB")
 
 
-def _opened(path: str | Path, max_image_pixels: int) -> Image.Image:
+def _as_image_file(file: str | Path | ImageFile) -> ImageFile:
+    return file if isinstance(file, ImageFile) else ImageFile(Path(file))
+
+
+def _volume_reader(file: ImageFile) -> ModuleType | None:
+    """`dicom` or `nifti`, or None for what Pillow opens."""
+    if nifti.is_nifti(file.path):
+        return nifti
+    try:
+        return dicom if dicom.is_dicom(file.path) else None
+    except OSError as error:
+        raise DataError(f"{file}: cannot be opened: {error}") from error
+
+
+def _opened(file: ImageFile, max_image_pixels: int) -> Image.Image:
+    """The image at the wanted page, not decoded."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # max_image_pixels decides, below
-            image = Image.open(path)
+            image = Image.open(file.path)
     except Exception as error:  # a broken header can raise nearly anything from a reader
         raise DataError(
-            f"{path}: expected an image that Pillow can open (PNG, JPEG, TIFF, BMP), got: {error}"
+            f"{file}: expected an image that Pillow can open (PNG, JPEG, TIFF, BMP), DICOM or NIfTI, got: {error}"
         ) from error
-    width, height = image.size
-    if width * height > max_image_pixels:
+    try:
+        _check_pixels(image, file, max_image_pixels)
+        if file.frame:
+            _seek(image, file)
+            _check_pixels(image, file, max_image_pixels)
+    except DataError:
         image.close()
-        raise DataError(
-            f"{path}: {width} x {height} pixels exceed max_image_pixels={max_image_pixels}; raise that option"
-        )
+        raise
     return image
 
 
-def _stretched(image: Image.Image, path: str | Path) -> Image.Image:
-    values = np.asarray(image, dtype=np.float32)
-    low, high = values.min(), values.max()
-    if not np.isfinite(high - low):
-        raise DataError(f"{path}: expected finite grey values, got {low} to {high}")
-    scaled = (values - low) * (255 / max(high - low, 1e-12))
-    return Image.fromarray(scaled.round().astype(np.uint8))
+def _check_pixels(image: Image.Image, file: ImageFile, max_image_pixels: int) -> None:
+    width, height = image.size
+    if width * height > max_image_pixels:
+        raise DataError(
+            f"{file}: {width} x {height} pixels exceed max_image_pixels={max_image_pixels}; raise that option"
+        )
+
+
+def _seek(image: Image.Image, file: ImageFile) -> None:
+    count = _num_pages(image, file)
+    if not file.frame.isdigit() or int(file.frame) >= count:
+        raise DataError(f"{file}: expected a frame from 0 to {count - 1}, got [{file.frame}]: the file has {count}")
+    try:
+        image.seek(int(file.frame))
+    except Exception as error:  # as in `_opened`
+        raise DataError(f"{file}: this page cannot be read ({error}); the file is broken or truncated") from error
+
+
+def _num_pages(image: Image.Image, file: ImageFile) -> int:
+    if image.format == "MPO":  # a photograph with previews
+        return 1
+    try:
+        return getattr(image, "n_frames", 1)  # only formats that can hold several have it
+    except Exception as error:  # as in `_opened`
+        raise DataError(f"{file}: pages cannot be counted ({error}); the file is broken or truncated") from error
 
 
 def prepare(image: Image.Image, min_pixels: int | None, max_pixels: int | None, patch_size: int) -> Image.Image:

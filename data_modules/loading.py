@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,8 +16,10 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Sampler
 
+from data_modules.curriculum import Curriculum
 from data_modules.image_cache import ImageCache, ProcessedImage
-from data_modules.images import MAX_IMAGE_PIXELS, MAX_LISTED, image_size, image_tokens, open_rgb, prepare, resolve
+from data_modules.image_root import ImageFile, ImageRoot
+from data_modules.images import MAX_IMAGE_PIXELS, MAX_LISTED, image_size, image_tokens, open_rgb, prepare
 from medgrpo.prompts import messages
 from medgrpo.types import DataError, PromptBatch, Record, SettingsError
 
@@ -51,6 +53,8 @@ class Collate:
     """Pixels of a file; larger files are not decoded."""
     resize: tuple[int, int] | None = None
     """(width, height) that every image is stretched to first, as Med-R1 did with (384, 384); None keeps the shape."""
+    window: tuple[float, float] | None = None
+    """(center, width) that DICOM and NIfTI values are shown through; None is the file's own."""
     image_cache: str | None = None
     """Folder that keeps processed images between epochs and runs; None keeps none."""
 
@@ -95,25 +99,54 @@ class Collate:
         """Find every prompt that `__call__` would refuse, from text and image headers alone.
 
         Returns:
-            The length of each prompt in tokens, image tokens included.
+            For each prompt a number of tokens, image tokens included, that it does not exceed. A token is at least one
+            byte of text, so only prompts whose bytes might not fit are tokenized.
 
         Raises:
             DataError: the records, up to `MAX_LISTED` of them, with their lengths.
         """
-        problems, lengths = [], []
+        problems, bounds, overheads = [], [], {}
         for record in records:
             try:
                 with _naming(record):
-                    length = len(self.processor.tokenizer(self._text(record))["input_ids"])
-                    lengths.append(length + sum(self._num_tokens(path) - 1 for path in record.images))
-                    self._check_length(lengths[-1])
+                    bounds.append(self._check(record, overheads))
             except DataError as error:
                 problems.append(str(error))
         if problems:
             more = f"\n  ... and {len(problems) - MAX_LISTED} more" if len(problems) > MAX_LISTED else ""
             listed = "\n  ".join(problems[:MAX_LISTED])
             raise DataError(f"{len(problems)} of {len(records)} prompts cannot be used:\n  {listed}{more}")
-        return lengths
+        return bounds
+
+    def length(self, record: Record) -> int:
+        """Tokens of a record's prompt, image tokens included."""
+        text = len(self.processor.tokenizer(self._text(record))["input_ids"])
+        return text + sum(self._num_tokens(path) - 1 for path in record.images)
+
+    def _check(self, record: Record, overheads: dict[int, int]) -> int:
+        """What `length` does not exceed; ``overheads`` remembers what the chat template adds, by number of images."""
+        self._refuse_special_tokens(record)
+        said = _said(record, self.prompt)
+        num_images = len(record.images)
+        if num_images not in overheads:
+            overheads[num_images] = len(self._text(record)) - len(said)
+        # Composing characters, as the tokenizers do first, makes at most three bytes of one.
+        num_bytes = len(said) if said.isascii() else 3 * len(said.encode())
+        bound = overheads[num_images] + num_bytes + sum(self._num_tokens(path) for path in record.images)
+        if self.max_prompt_length is not None and bound > self.max_prompt_length:
+            bound = self.length(record)
+            self._check_length(bound)
+        return bound
+
+    def _refuse_special_tokens(self, record: Record) -> None:
+        """They would end the turn, or ask for an image that is not there."""
+        special = self._special.search("\n".join((record.problem, record.question, *record.options)))
+        if special:
+            raise DataError(f"expected plain text, got the model's special token {special[0]}")
+
+    @cached_property
+    def _special(self) -> re.Pattern[str]:
+        return re.compile("|".join(map(re.escape, self.processor.tokenizer.all_special_tokens)))
 
     @property
     def _limits(self) -> tuple[int, int]:
@@ -127,10 +160,7 @@ class Collate:
         return self.processor.image_processor.patch_size
 
     def _text(self, record: Record) -> str:
-        said = "\n".join((record.problem, record.question, *record.options))
-        special = [token for token in self.processor.tokenizer.all_special_tokens if token in said]
-        if special:  # it would end the turn, or ask for an image that is not there
-            raise DataError(f"expected plain text, got the model's special token {special[0]}")
+        self._refuse_special_tokens(record)
         chat = messages(record, self.prompt)
         text = self.processor.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
         token = self.processor.image_token
@@ -149,19 +179,23 @@ class Collate:
         return first + "".join(token * count + part for count, part in zip(counts, rest, strict=True))
 
     def _image(self, path: str) -> ProcessedImage:
-        file = resolve(self.image_root, path)
+        file = self._root.find(path)
         if self._cache is None:
             return self._process(file)
         image_size(file, self.max_image_pixels)  # may have been stored under a greater limit
         return self._cache.get(file, self._process)
 
-    def _process(self, file: Path) -> ProcessedImage:
-        image = open_rgb(file, self.max_image_pixels)
+    def _process(self, file: ImageFile) -> ProcessedImage:
+        image = open_rgb(file, self.max_image_pixels, self.window)
         if self.resize:
             image = image.resize(self.resize, Image.Resampling.BICUBIC)
         prepared = prepare(image, *self._limits, self._patch_size)
         features = self.processor.image_processor([prepared], do_resize=False, return_tensors="pt")
         return ProcessedImage(features["pixel_values"], features["image_grid_thw"][0], _thumbnail(image))
+
+    @cached_property
+    def _root(self) -> ImageRoot:
+        return ImageRoot(self.image_root)
 
     @cached_property
     def _cache(self) -> ImageCache | None:
@@ -171,6 +205,7 @@ class Collate:
         settings = {
             "limits": self._limits,
             "resize": self.resize,
+            "window": self.window,
             "thumbnail": THUMBNAIL_PIXELS,
             "image_processor": str(type(image_processor)),
             "config": image_processor.to_json_string(),  # patch size, mean, deviation and scale among others
@@ -179,7 +214,7 @@ class Collate:
 
     def _num_tokens(self, path: str) -> int:
         # Not turned upright: a quarter turn changes no area.
-        size = image_size(resolve(self.image_root, path), self.max_image_pixels)
+        size = image_size(self._root.find(path), self.max_image_pixels)
         return image_tokens(self.resize or size, *self._limits, self._patch_size)
 
     def _check_length(self, length: int) -> None:
@@ -188,6 +223,12 @@ class Collate:
                 f"the prompt has {length} tokens, more than max_prompt_length={self.max_prompt_length}. Raise that "
                 f"option, or lower the policy's max_pixels (now {self._limits[1]}) so that images take fewer tokens."
             )
+
+
+def _said(record: Record, prompt: str) -> str:
+    """All text of the prompt that is not the chat template's."""
+    parts = [part for turn in messages(record, prompt) for part in turn["content"]]
+    return "\n".join(part["text"] for part in parts if part["type"] == "text")
 
 
 @contextmanager
@@ -210,7 +251,8 @@ class PositionSampler(Sampler[int]):
 
     The permutation is cut into batches of ``prompts_per_batch * world_size``, and rank r takes the r-th part of each,
     so the ranks are disjoint, all have the same number of whole batches, and how many ranks share a batch does not
-    change its content. What is left over waits for the next epoch's order.
+    change its content. What is left over waits for the next epoch's order. With a curriculum, the records that an epoch
+    uses are then put in its order.
     """
 
     def __init__(
@@ -222,6 +264,7 @@ class PositionSampler(Sampler[int]):
         shuffle: bool = True,
         rank: int = 0,
         world_size: int = 1,
+        curriculum: Curriculum | None = None,
     ) -> None:
         self.num_records = num_records
         self.prompts_per_batch = prompts_per_batch
@@ -229,6 +272,7 @@ class PositionSampler(Sampler[int]):
         self.shuffle = shuffle
         self.rank = rank
         self.world_size = world_size
+        self.curriculum = curriculum
         self.epoch = 0
         self.start = 0
         """Batches that iteration leaves out."""
@@ -245,8 +289,11 @@ class PositionSampler(Sampler[int]):
         order = np.arange(self.num_records)
         if self.shuffle:
             np.random.default_rng((self.seed, self.epoch)).shuffle(order)
-        used = order[: len(self) * self.world_size].reshape(self.num_batches, self.world_size, self.prompts_per_batch)
-        yield from used[self.start :, self.rank].flatten().tolist()
+        used = order[: len(self) * self.world_size]
+        if self.curriculum is not None:
+            used = self.curriculum.arrange(used)
+        batches = used.reshape(self.num_batches, self.world_size, self.prompts_per_batch)
+        yield from batches[self.start :, self.rank].flatten().tolist()
 
     def set_epoch(self, epoch: int) -> None:
         """Called by Lightning before each epoch."""
@@ -311,6 +358,7 @@ class RepeatLoader:
             SettingsError: the state was saved with other data or other batch sizes.
         """
         layout = self._layout()
+        state = {"curriculum": 0} | state  # saved before there were any
         changed = [f"{name} was {state[name]}, is {layout[name]}" for name in layout if state[name] != layout[name]]
         if changed:
             raise SettingsError(
@@ -326,6 +374,7 @@ class RepeatLoader:
             "repeats": self.repeats,
             "seed": self.sampler.seed,
             "shuffle": int(self.sampler.shuffle),
+            "curriculum": self.sampler.curriculum.fingerprint() if self.sampler.curriculum else 0,
         }
 
 

@@ -12,7 +12,7 @@ _LAYOUTS = (
     re.compile(r"^[ \t]*([A-J])[:.](?=\s)", re.MULTILINE),  # A: x\nB: y
     re.compile(_BEFORE + r"\(([A-J])\)"),  # (A) x (B) y
 )
-_CONNECTIVES = {"", "and", "or", "and/or", "&"}
+_MENTION = re.compile(r"\s*+(?:and/or|and|or|&|)\s*+,?\s*+", re.IGNORECASE)
 
 
 def parse_options(problem: str) -> tuple[str, tuple[str, ...]]:
@@ -49,13 +49,24 @@ def _closing_brackets(text: str) -> set[int]:
 
 def _last_chain(text: str, markers: list[re.Match[str]]) -> list[re.Match[str]]:
     """The last run of markers A, B, ... of two letters or more that is not a mere mention like ``(A) and (B)``."""
-    for start in reversed([i for i, marker in enumerate(markers) if marker[1] == "A"]):
-        chain = [markers[start]]
-        for marker in markers[start + 1 :]:
-            if len(chain) < len(LETTERS) and marker[1] == LETTERS[len(chain)]:
-                chain.append(marker)
-        if len(chain) > 1 and _CONNECTIVES.isdisjoint(option.lower() for option in _texts(text, chain)[:-1]):
-            return chain
+    # One pass from the end: a marker's chain is itself and the chain of the nearest next letter behind it, so that no
+    # text is looked at once per marker A before it.
+    nearest: dict[str, int] = {}
+    following: dict[int, int] = {}
+    mentions = set()
+    for index, marker in reversed(list(enumerate(markers))):
+        later = nearest.get(chr(ord(marker[1]) + 1))
+        nearest[marker[1]] = index
+        if later is None:
+            continue
+        following[index] = later
+        if later in mentions or _MENTION.fullmatch(text, marker.end(), markers[later].start()):
+            mentions.add(index)
+        elif marker[1] == "A":
+            chain = [index]
+            while chain[-1] in following:
+                chain.append(following[chain[-1]])
+            return [markers[i] for i in chain]
     return []
 
 
@@ -71,10 +82,10 @@ def _unquote(stem: str) -> str:
     return stem[1:-1].strip() if quoted else stem
 
 
-def parse_gold(solution: str, options: tuple[str, ...]) -> str:
+def parse_gold(solution: str, options: tuple[str, ...], name: str = "solution") -> str:
     """Gold answer of a published solution: ``<answer> C </answer>``, ``C``, or the text of one option.
 
-    Option texts are compared without regard to case and a final period.
+    Option texts are compared without regard to case and a final period. ``name`` is that of the field, for errors.
 
     Returns:
         A letter when there are options, else the text.
@@ -82,23 +93,46 @@ def parse_gold(solution: str, options: tuple[str, ...]) -> str:
     Raises:
         DataError: neither a letter of the options nor the text of exactly one of them.
     """
-    tagged = re.findall(r"<answer>(.*?)</answer>", solution, re.DOTALL)
-    text = (tagged[-1] if tagged else solution).strip()
+    text = _answer_of(solution).strip()
     letters = LETTERS[: len(options)]
     if not options:
         if len(text) == 1 and text in LETTERS:
-            raise DataError(f"field 'solution': the letter {text} names an option, but 'problem' has no options")
+            raise DataError(f"field {name!r}: the letter {text} names an option, but 'problem' has no options")
         return text
     if len(text) == 1 and text in letters:
         return text
-    wanted = option_key(text)
-    matches = [letter for letter, option in zip(letters, options, strict=False) if option_key(option) == wanted]
+    return match_option(text, options, name, f"a letter of {letters} or ")
+
+
+def match_option(wanted: str, options: tuple[str, ...], name: str, otherwise: str = "") -> str:
+    """Letter of the one option that has this text, compared by `option_key`.
+
+    Args:
+        wanted: text of the gold answer.
+        options: 2 to 10 texts.
+        name: of the field that holds the text.
+        otherwise: what else the field might have held, for the error.
+
+    Raises:
+        DataError: none of the options has this text, or several have.
+    """
+    key = option_key(wanted)
+    matches = [letter for letter, option in zip(LETTERS, options, strict=False) if option_key(option) == key]
     if len(matches) != 1:
         found = f"the text of several ({', '.join(matches)})" if matches else "none of them"
         raise DataError(
-            f"field 'solution': expected a letter of {letters} or the text of one option, got {text[:80]!r}: {found}"
+            f"field {name!r}: expected {otherwise}the text of one option, got {wanted.strip()[:80]!r}: {found}"
         )
     return matches[0]
+
+
+def _answer_of(solution: str) -> str:
+    """What the last pair of answer tags encloses, or all of it when there is none."""
+    for part in reversed(solution.split("</answer>")[:-1]):
+        _, tag, inside = part.partition("<answer>")
+        if tag:
+            return inside
+    return solution
 
 
 def option_key(text: str) -> str:

@@ -9,7 +9,7 @@ import sys
 import pytest
 from lightning.pytorch.cli import LightningCLI
 
-from medgrpo.cli import MedGRPOCLI, main
+from medgrpo.trainer_cli import MedGRPOCLI, main
 
 COMMAND = re.compile(r"(?:[A-Z]+=\S+ )*medgrpo ((?:fit|validate|test|predict)\b.*)")
 

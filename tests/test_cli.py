@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny import tiny_folder
 
-from medgrpo.cli import main
+from medgrpo.trainer_cli import main
 
 SUBSETS = ("CT(Computed Tomography)", "X-Ray")
 

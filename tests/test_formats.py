@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from itertools import product
 from pathlib import Path
+from time import perf_counter
+from typing import get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_modules.formats import read_records, write_jsonl
+from data_modules.fields import MAX_TEXT
+from data_modules.formats import FORMATS, Format, read_records, scan, write_jsonl
 from data_modules.labels import modality_of, task_of
 from data_modules.options import parse_gold, parse_options
 from medgrpo.types import LETTERS, MODALITIES, DataError, Record
@@ -55,16 +59,53 @@ def test_options_of_every_layout(problem: str, stem: str, options: tuple[str, ..
     assert parse_options(problem) == (stem, options)
 
 
-WORDS = st.lists(st.from_regex(r"[a-z]{2,8}(,|\.|-[a-z]+| \([A-Z]{2,4}\))?", fullmatch=True), min_size=1, max_size=4)
-OPTION = WORDS.map(" ".join).filter(lambda text: not text.endswith(",") and text not in ("or", "and"))
+WORD = st.from_regex(r"""[a-z]{2,8}(,|\.|;|'s|-[a-z]+|/[a-z]+| \([A-Z]{2,4}\)| "[a-z]+"| [0-9]+%)?""", fullmatch=True)
+BRACKETS = st.sampled_from(
+    ["(CT)", "(IQA)", "(type A)", "(ACJ OA).", "[a-d]", "(a), (b)", '"x"', "A, B or C", "e.g. (T)"]
+)
+STEM = st.lists(WORD | BRACKETS, min_size=1, max_size=5).map(" ".join)
+OPTION = st.lists(WORD, min_size=1, max_size=4).map(" ".join)
+OPTION = OPTION.filter(lambda text: not text.endswith(",") and text not in ("or", "and"))
 
 
-@given(WORDS.map(" ".join), st.lists(OPTION, min_size=2, max_size=10), st.sampled_from(range(4)))
+@given(STEM, st.lists(OPTION, min_size=2, max_size=10), st.sampled_from(range(4)))
 def test_parsing_undoes_each_layout(stem: str, options: list[str], layout: int) -> None:
     separator, marker = [(", ", "{})"), ("\n", "{}) "), ("\n", "{}: "), (" ", "({}) ")][layout]
     listed = separator.join(marker.format(letter) + text for letter, text in zip(LETTERS, options, strict=False))
     joint = "\n" if separator == "\n" else " "
     assert parse_options(f"{stem}?{joint}{listed}") == (f"{stem}?", tuple(options))
+
+
+@given(st.text(alphabet='ABCK(). ,:\n"xandor', max_size=60))
+def test_whatever_is_parsed_is_made_of_the_text(problem: str) -> None:
+    stem, options = parse_options(problem)
+    assert len(options) != 1
+    assert len(options) <= len(LETTERS)
+    position = 0
+    for part in (stem, *options):
+        position = problem.index(part, position) + len(part)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "A) " * 33_000,
+        "A) x B) y " * 10_000,
+        "A) " * 30_000 + "B)or C) x",
+        "A)and B)" * 12_000,
+        " (A)" * 25_000,
+        "A: \n" * 25_000,
+        "(" * 99_999 + ")",
+        " " * 99_999 + "A)",
+        "<answer>" * 12_000,
+    ],
+)
+def test_no_text_takes_long_to_parse(text: str) -> None:
+    start = perf_counter()
+    parse_options(text)
+    with pytest.raises(DataError):
+        parse_gold(text, ("x", "y"))
+    assert perf_counter() - start < 2
 
 
 @pytest.mark.parametrize("solution", ["<answer> B </answer>", "B", "Mass", "mass.", "<answer>mass</answer>"])
@@ -78,6 +119,7 @@ def test_gold_must_be_exactly_one_option() -> None:
     with pytest.raises(DataError, match=r"several \(A, C\)"):
         parse_gold("SPECT", ("SPECT", "CT", "spect."))
     assert parse_gold("A", ("SPECT", "CT", "SPECT")) == "A"
+    assert parse_gold("<answer>A</answer> or <answer><answer>B</answer></answer>", ("<answer>B", "x")) == "A"
     assert parse_gold("left lung", ()) == "left lung"
     with pytest.raises(DataError, match="'problem' has no options"):
         parse_gold("A", ())
@@ -131,17 +173,44 @@ TEXT = st.text(min_size=1).filter(str.strip)
     images=st.lists(TEXT, max_size=3),
     modality=st.sampled_from(("", *MODALITIES)),
     task=st.just("") | TEXT,
+    metadata=st.dictionaries(TEXT, TEXT, max_size=3),
+    name=st.sampled_from(["own", "CT_test", "lesion_grading"]),
 )
-def test_jsonl_gives_back_what_was_written(tmp_path_factory, question, options, gold, images, modality, task) -> None:
-    path = tmp_path_factory.mktemp("jsonl") / "own.jsonl"
+def test_jsonl_gives_back_what_was_written(
+    tmp_path_factory, question, options, gold, images, modality, task, metadata, name
+) -> None:
+    path = tmp_path_factory.mktemp("jsonl") / f"{name}.jsonl"
     options = tuple(options)
     answer = LETTERS[gold % len(options)]
     records = [
-        Record("a", question, question, options, answer, tuple(images), modality, task, "x"),
-        Record("b", question + "!", question, (), question),
+        Record("a", question, question, options, answer, tuple(images), modality, task, "x", metadata=metadata),
+        Record("b", question + "!", question, (), question, closed=True),
     ]
     write_jsonl(path, records)
     assert read_records(path) == records
+
+
+def test_jsonl_leaves_out_empty_fields(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "own.jsonl", [Record("a", "Q?", "Q?", (), "x")])
+    [line] = (tmp_path / "own.jsonl").read_text(encoding="utf-8").splitlines()
+    expected = {"id": "a", "problem": "Q?", "question": "Q?", "answer": "x", "modality": "", "task": ""}
+    assert json.loads(line) == expected
+
+
+def test_jsonl_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "own.jsonl"
+    write_jsonl(path, [Record("a", "Q?", "Q?", (), "x")])
+
+    def cut_off():
+        yield Record("b", "Q?", "Q?", (), "x")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_jsonl(path, cut_off())
+    assert [record.id for record in read_records(path)] == ["a"]
+    assert list(tmp_path.iterdir()) == [path]
+    with pytest.raises(DataError, match="own.jsonl: cannot be written: No such file"):
+        write_jsonl(tmp_path / "nowhere" / "own.jsonl", [])
 
 
 def test_jsonl_needs_question_and_answer_only(tmp_path: Path) -> None:
@@ -199,6 +268,62 @@ def test_a_bad_file_is_an_error_that_names_it(tmp_path: Path, content: bytes, me
     with pytest.raises(DataError, match=message) as error:
         read_records(path)
     assert "bad.json" in str(error.value)
+
+
+def test_every_format_can_be_named() -> None:
+    assert get_args(Format) == ("auto", *FORMATS)
+
+
+def test_formats_with_the_same_fields_are_the_known_ones() -> None:
+    same = [{a, b} for a, b in product(FORMATS, FORMATS) if a < b and FORMATS[a][0] == FORMATS[b][0]]
+    known = [("slake", "slake_zh", "slake_all"), ("medmcqa", "medmcqa_0", "medmcqa_1"), ("path_vqa", "vqa_rad_hub")]
+    assert sorted(map(sorted, same)) == sorted(sorted(p) for k in known for p in product(k, k) if p[0] < p[1])
+
+
+def test_an_unknown_format_is_an_error_that_lists_the_known_ones(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"x.json: record 0 has fields \['caption', 'image'\]") as error:
+        read_records(save(tmp_path / "x.json", [{"image": "a.png", "caption": "x"}]))
+    assert all(name in str(error.value) for name in FORMATS)
+    assert "(`format`)" in str(error.value)
+
+
+@pytest.mark.parametrize("bad", [3, None, [], {}, {"problem": "x"}, {"question": "x", "answer": "y"}])
+def test_one_bad_row_does_not_decide_the_format(tmp_path: Path, bad: object) -> None:
+    reading = scan(save(tmp_path / "x.json", [bad, ITEM, ITEM]))
+    assert (len(reading.records), [index for index, _ in reading.malformed]) == (2, [0])
+    assert (reading.rows, [record.id for record in reading.records]) == ([1, 2], ["x-1", "x-2"])
+
+
+def test_a_file_without_any_object_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="x.json: record 0: expected an object with fields, got 3"):
+        scan(save(tmp_path / "x.json", [3, 4]))
+
+
+MEDMCQA = {"id": "m", "question": "Q?", "opa": "w", "opb": "x", "opc": "y", "opd": "z", "cop": 1}
+
+
+def test_medmcqa_counts_from_what_the_whole_file_says(tmp_path: Path) -> None:
+    rows = [MEDMCQA | {"id": f"m{cop}", "cop": cop} for cop in (1, 2, 3, 4)]
+    assert [r.answer for r in read_records(save(tmp_path / "one.json", rows))] == list("ABCD")
+    rows[3]["cop"] = 0
+    assert [r.answer for r in read_records(save(tmp_path / "zero.json", rows), "medmcqa")] == list("BCDA")
+    neither = save(tmp_path / "neither.json", rows[:3])
+    with pytest.raises(DataError, match="neither.json: field 'cop': .*name the format: medmcqa_0"):
+        read_records(neither)
+    assert [r.answer for r in read_records(neither, "medmcqa_1")] == list("ABC")
+
+
+def test_question_and_options_together_are_no_longer_than_a_field(tmp_path: Path) -> None:
+    row = {"question": "q" * (MAX_TEXT // 2), "options": ["x" * (MAX_TEXT // 2), "y"], "answer": "A"}
+    with pytest.raises(DataError, match="record 0: question and options: expected at most 100000 characters"):
+        read_records(save(tmp_path / "x.json", [row]))
+
+
+def test_half_of_a_character_is_an_error_and_can_be_printed(tmp_path: Path) -> None:
+    for change in ({"problem": "\ud800"}, {"image": "\ud800"}, {"\ud800": "x"}, {"solution": ["\ud800"]}):
+        with pytest.raises(DataError, match="record 0: field") as error:
+            read_records(save(tmp_path / "x.json", [ITEM | change]))
+        str(error.value).encode()
 
 
 def test_a_missing_file_is_an_error_that_names_it(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader
 import data_modules.image_cache
 import data_modules.loading
 from data_modules.image_cache import ImageCache, ProcessedImage
+from data_modules.image_root import ImageFile
 from data_modules.images import open_rgb
 from data_modules.loading import Collate
 from medgrpo.types import DataError, PromptBatch, Record
@@ -48,7 +49,9 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the images that were decoded."""
     names: list[str] = []
     monkeypatch.setattr(
-        data_modules.loading, "open_rgb", lambda path, limit: names.append(path.name) or open_rgb(path, limit)
+        data_modules.loading,
+        "open_rgb",
+        lambda file, *options: names.append(file.path.name) or open_rgb(file, *options),
     )
     return names
 
@@ -98,9 +101,9 @@ def test_what_is_found_is_neither_decoded_nor_processed(root: Path, monkeypatch:
 
 
 def test_the_name_of_an_image_does_not_matter_but_its_content_does(root: Path, opened: list[str]) -> None:
+    (root / "copy.png").write_bytes((root / "a.png").read_bytes())
     collate = collate_of(root)
     collate([record(0, "a.png")])
-    (root / "copy.png").write_bytes((root / "a.png").read_bytes())
     collate([record(0, "copy.png")])
     assert opened == ["a.png"]
     Image.new("RGB", (90, 60), "red").save(root / "a.png")
@@ -122,6 +125,7 @@ def other_config(**changed):
         lambda: {"min_pixels": 28 * 28 * 20},
         lambda: {"max_pixels": 28 * 28 * 4},
         lambda: {"resize": (60, 60)},
+        lambda: {"window": (40, 400)},
         lambda: {"family": "qwen3_vl"},
         lambda: {"processor": other_config(image_mean=[0.5, 0.5, 0.5])},
         lambda: {"processor": other_config(rescale_factor=1 / 127)},
@@ -216,10 +220,21 @@ def test_a_writer_that_is_stopped_leaves_nothing(root: Path, monkeypatch: pytest
     assert file.parent.name == file.name[:2]
 
 
+def test_each_frame_of_a_volume_is_a_file_of_its_own(tmp_path: Path) -> None:
+    image = ProcessedImage(torch.rand(4, 6), torch.tensor([1, 2, 2]), torch.ones(3, 2, 2, dtype=torch.uint8))
+    path = tmp_path / "a.dcm"
+    path.write_bytes(b"any")
+    cache, made = ImageCache(tmp_path / "cache", {}), []
+    files = [ImageFile(path, frame) for frame in ("", "1", "2", "coronal:1")]
+    for file in files * 2:
+        cache.get(file, lambda file: made.append(file) or image)
+    assert made == files
+
+
 def test_threads_that_write_and_read_one_file_see_it_whole(tmp_path: Path) -> None:
     image = ProcessedImage(torch.rand(64, 1176), torch.tensor([1, 8, 8]), torch.ones(3, 9, 9, dtype=torch.uint8))
-    path = tmp_path / "a.png"
-    path.write_bytes(b"any")
+    path = ImageFile(tmp_path / "a.png")
+    path.path.write_bytes(b"any")
     cache = ImageCache(tmp_path / "cache", {})
     made = []
 

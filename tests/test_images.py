@@ -1,7 +1,8 @@
-"""Images: nothing outside the root, nothing huge, nothing broken, and the same RGB whatever the file."""
+"""Images: nothing huge, nothing broken, and the same RGB whatever the file."""
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from data_modules.images import MAX_LISTED, check_images, image_size, image_tokens, open_rgb, prepare, resolve
+from data_modules.image_root import ImageFile, ImageRoot
+from data_modules.images import (
+    MAX_LISTED,
+    check_images,
+    image_size,
+    image_tokens,
+    num_frames,
+    open_rgb,
+    prepare,
+    spread,
+)
 from medgrpo.types import DataError, Record
 
 SHARED = Path(__file__).parents[2] / "shared" / "data" / "medvlm_r1"
@@ -26,55 +37,18 @@ def record(*images: str) -> Record:
     return Record(id="r1", problem="q", question="q", options=(), answer="a", images=images)
 
 
-@pytest.mark.parametrize("name", ["52%0.jpg", "a#99__b.JPG", "OCT & X-Ray 2017/a (7).png", "3.RAO/202e..JPG", "é.png"])
-def test_odd_names_resolve(tmp_path: Path, name: str) -> None:
-    path = png(tmp_path / name)
-    assert resolve(tmp_path, name) == path
-
-
-@pytest.mark.parametrize("name", ["../b.png", "a/../../b.png", "/etc/hostname", "C:\\b.png", "a\0.png"])
-def test_paths_that_leave_the_root_are_refused(tmp_path: Path, name: str) -> None:
-    png(tmp_path / "b.png")
-    (tmp_path / "root" / "a").mkdir(parents=True)
-    with pytest.raises(DataError, match="expected a path below image_root"):
-        resolve(tmp_path / "root", name)
-
-
-def test_links_may_not_leave_the_root(tmp_path: Path) -> None:
-    png(tmp_path / "secret.png")
-    png(tmp_path / "root" / "a.png")
-    (tmp_path / "root" / "out.png").symlink_to(tmp_path / "secret.png")
-    (tmp_path / "root" / "in.png").symlink_to(tmp_path / "root" / "a.png")
-    (tmp_path / "link").symlink_to(tmp_path / "root")
-    with pytest.raises(DataError, match="link that leads out of image_root"):
-        resolve(tmp_path / "root", "out.png")
-    assert resolve(tmp_path / "root", "in.png").is_file()
-    assert resolve(tmp_path / "link", "a.png").is_file()
-
-
-def test_other_letter_case_is_found_when_unique(tmp_path: Path) -> None:
-    path = png(tmp_path / "Images" / "Scan.PNG")
-    assert resolve(tmp_path, "images/scan.png") == path
-    png(tmp_path / "Images" / "scan.PNG")
-    assert resolve(tmp_path, "Images/scan.PNG").name == "scan.PNG"
-    with pytest.raises(DataError, match=r"could be any of \['Scan.PNG', 'scan.PNG'\]"):
-        resolve(tmp_path, "Images/SCAN.PNG")
-    with pytest.raises(DataError, match="got a folder"):
-        resolve(tmp_path, "images")
-
-
 def test_all_missing_images_come_in_one_error(tmp_path: Path) -> None:
     png(tmp_path / "ok.png")
-    check_images([record("ok.png"), record()], tmp_path)
+    check_images([record("ok.png"), record()], ImageRoot(tmp_path))
     missing = [record("ok.png"), *(record(f"{i}.png", f"{i}.png") for i in range(25))]
     with pytest.raises(DataError, match=r"25 of 26 images cannot be used. Set image_root") as error:
-        check_images(missing, tmp_path)
+        check_images(missing, ImageRoot(tmp_path))
     assert all(f"'{i}.png'" in str(error.value) for i in range(25))
 
 
 def test_an_endless_list_of_missing_images_is_cut(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"\.\.\. and 5 more$") as error:
-        check_images([record(f"{i}.png") for i in range(MAX_LISTED + 5)], tmp_path)
+        check_images([record(f"{i}.png") for i in range(MAX_LISTED + 5)], ImageRoot(tmp_path))
     assert str(error.value).count("no such file") == MAX_LISTED
 
 
@@ -147,6 +121,62 @@ def test_broken_files_are_named(tmp_path: Path, kept: float) -> None:
         path.write_bytes(content[: int(len(content) * kept)])
         with pytest.raises(DataError, match=f"{name}: .*(cannot be decoded|expected an image)"):
             open_rgb(path)
+
+
+def pages(path: Path, *greys: int, size: tuple[int, int] = (4, 3), **options) -> Path:
+    first, *rest = (Image.new("L", size, grey) for grey in greys)
+    first.save(path, save_all=True, append_images=rest, **options)
+    return path
+
+
+@pytest.mark.parametrize("name", ["a.tif", "a.gif", "a.png"])
+def test_a_frame_suffix_picks_a_page(tmp_path: Path, name: str) -> None:
+    path = pages(tmp_path / name, 10, 20, 30)
+    assert num_frames(path) == num_frames(ImageFile(path, "1")) == 3
+    colours = [np.unique(np.asarray(open_rgb(ImageFile(path, frame)))).tolist() for frame in ("", "0", "1", "2")]
+    assert colours == [[10], [10], [20], [30]]
+    for wrong in ("3", "coronal:1"):
+        for function in (open_rgb, image_size):
+            with pytest.raises(DataError, match=rf"{name}\[{wrong}\]: expected a frame from 0 to 2, .* the file has 3"):
+                function(ImageFile(path, wrong))
+    assert num_frames(png(tmp_path / "one.png")) == 1
+    with pytest.raises(DataError, match="expected a frame from 0 to 0"):
+        open_rgb(ImageFile(tmp_path / "one.png", "1"))
+
+
+def test_pages_have_sizes_of_their_own(tmp_path: Path) -> None:
+    small, large = Image.new("L", (4, 3)), Image.new("L", (300, 200))
+    small.save(tmp_path / "a.tif", save_all=True, append_images=[large])
+    assert image_size(ImageFile(tmp_path / "a.tif", "1")) == open_rgb(ImageFile(tmp_path / "a.tif", "1")).size
+    for function in (open_rgb, image_size):
+        with pytest.raises(DataError, match=r"a.tif\[1\]: 300 x 200 pixels exceed max_image_pixels=59999"):
+            function(ImageFile(tmp_path / "a.tif", "1"), 59_999)
+    assert open_rgb(tmp_path / "a.tif", 12).size == (4, 3)
+
+
+def test_previews_in_a_photograph_are_no_frames(tmp_path: Path) -> None:
+    assert num_frames(pages(tmp_path / "a.mpo", 10, 20, size=(64, 64))) == 1
+
+
+def test_a_volume_becomes_several_images(tmp_path: Path) -> None:
+    # 10 frames in 4 equal parts of 2.5: middles 1.25, 3.75, 6.25, 8.75
+    file = ImageFile(pages(tmp_path / "a.tif", *range(10)))
+    assert spread("x/a.tif", file, 4) == ("x/a.tif[1]", "x/a.tif[3]", "x/a.tif[6]", "x/a.tif[8]")
+    assert spread("a.tif", file, 1) == ("a.tif[5]",)
+    assert spread("a.tif", file, 10) == spread("a.tif", file, 99) == tuple(f"a.tif[{k}]" for k in range(10))
+    assert spread("a.tif[3]", ImageFile(file.path, "3"), 4) == ("a.tif[3]",)
+    assert spread("b.png", ImageFile(png(tmp_path / "b.png")), 4) == ("b.png",)
+
+
+def test_many_images_are_checked_fast(tmp_path: Path) -> None:
+    names = [f"{folder}/{i}.png" for folder in range(4) for i in range(500)]
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    records = [record(name) for name in names] * 10
+    start = time.process_time()
+    check_images(records, ImageRoot(tmp_path))
+    assert time.process_time() - start < 0.5  # 20,000 records; 0.03 s on an idle core
 
 
 @given(

@@ -119,7 +119,9 @@ def test_resize_stretches_first(root: Path) -> None:
 def test_each_image_is_opened_once(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened = []
     monkeypatch.setattr(
-        data_modules.loading, "open_rgb", lambda path, limit: opened.append(path.name) or open_rgb(path, limit)
+        data_modules.loading,
+        "open_rgb",
+        lambda file, *options: opened.append(file.path.name) or open_rgb(file, *options),
     )
     batch = Collate(processor_of("qwen2_5_vl"), PROMPT, str(root))(MIXED)
     assert opened == ["a.png", "b.png", "c.png"]

@@ -11,9 +11,9 @@ from torch.autograd import DeviceType
 from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from medgrpo.cli import main
 from medgrpo.metrics import Timer
 from medgrpo.profiling import Operator, Phase, Profile, read, table
+from medgrpo.trainer_cli import main
 
 
 def sections(text: str) -> dict[str, list[list[str]]]:

@@ -1,0 +1,270 @@
+"""``medgrpo data convert | sample | audit | split | debias | difficulty``: make good data easy and bad data visible."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from data_modules.audit import Audit, audit, check_limits
+from data_modules.audit_page import write_page
+from data_modules.audit_text import render, render_beside
+from data_modules.convert import all_records, convert, drop_missing_images, read_sources, save, write_text
+from data_modules.debias import Debiased, debias
+from data_modules.formats import FORMATS, Reading, write_jsonl
+from data_modules.image_hashes import ImageHash, hash_images
+from data_modules.image_root import ImageRoot
+from data_modules.images import open_rgb
+from data_modules.split import group_records, sample_splits, split
+from medgrpo.types import Record, SettingsError, UserError
+
+LIMIT_PASSED = 1
+"""Exit status when an audit finds more than a ``--limit`` allows."""
+
+BAD_INPUT = 2
+"""Exit status for files or options that the user can mend, as argparse has it for a wrong command line."""
+
+SWITCHES = {
+    "redraw": "draw distractors from right answers of the same modality and task",
+    "normalize_style": "one style of first letters and final periods",
+    "balance_binary": "leave out yes-or-no items until both answers are equally frequent",
+    "balance_letters": "right letters equally frequent",
+    "shuffle": "random order of options",
+}
+"""Steps of ``debias``, all on unless ``--no-NAME``."""
+
+
+def main(args: Sequence[str]) -> int:
+    """Run one command and return the exit status."""
+    if args[:1] == ["difficulty"]:
+        from medgrpo.difficulty import main as difficulty  # loads models, and has the options of medgrpo predict
+
+        difficulty(list(args[1:]))
+        return 0
+    options = _parser().parse_args(args)
+    try:
+        return options.run(options)
+    except UserError as error:
+        print(f"medgrpo: {error}", file=sys.stderr)
+        return BAD_INPUT
+
+
+def _convert(options: argparse.Namespace) -> int:
+    _check_new(options, options.out)
+    progress = partial(tqdm, desc="reading", unit="file", disable=None)
+    result = convert(options.sources, options.format, options.save_images, options.keep_duplicates, progress)
+    hashes = _hash(options, result.records)
+    if hashes is not None:
+        drop_missing_images(result, hashes)
+    settings = {"format": options.format, "keep_duplicates": options.keep_duplicates}
+    save(options.out, result, settings, hashes)
+    print(f"{result.summary()}\nwritten to {options.out}, with its manifest beside it")
+    return 0
+
+
+def _sample(options: argparse.Namespace) -> int:
+    wanted = {"train": options.train, "test": options.test}
+    outputs = {name: options.out / f"{name}.jsonl" for name, num in wanted.items() if num}
+    _check_new(options, *outputs.values())
+    records = _records(options, options.sources)
+    by = None if options.by == "none" else options.by
+    groups = group_records(records, names=options.by_name)
+    parts = sample_splits(records, options.train, options.test, options.seed, by, options.balance, groups)
+    _write(options.out, outputs, dict(zip(wanted, parts, strict=True)))
+    return 0
+
+
+def _audit(options: argparse.Namespace) -> int:
+    if not options.train and not options.test:
+        raise SettingsError("audit: expected files after --train, --test or both")
+    limits = dict(_pair(item, "limit") for item in options.limit)
+    _check_new(options, *(path for path in (options.json, options.html) if path))
+    train, test = read_sources(options.train, options.test, format=options.format)
+    records = [record for _, reading in (*train, *test) for record in reading.records]
+    hashes = _hash(options, records)
+    text_only = None
+    if options.text_model:
+        from medgrpo.difficulty import text_only_share  # loads a model
+
+        asked = [record for _, reading in test or train for record in reading.records if record.options]
+        text_only = text_only_share(options.text_model, asked, options.prompt)
+    found = audit(train, test, hashes=hashes, near_distance=options.near_distance, text_only=text_only)
+    figures = found.to_json()
+    passed = check_limits(figures, limits)
+    print(render(found))
+    if options.json:
+        write_text(options.json, json.dumps(figures, indent=1, ensure_ascii=False) + "\n")
+    if options.html:
+        images = ImageRoot(options.images) if options.images else None
+        write_page(options.html, found, images and (lambda reference: open_rgb(images.find(reference))))
+    for line in passed:
+        print(f"limit passed: {line}")
+    return LIMIT_PASSED if passed else 0
+
+
+def _split(options: argparse.Namespace) -> int:
+    shares = dict(_pair(item, "shares") for item in options.shares)
+    outputs = {name: options.out / f"{name}.jsonl" for name in shares}
+    _check_new(options, *outputs.values())
+    records = _records(options, options.sources)
+    hashes = _hash(options, records)
+    contents = {image: found.sha256 for image, found in (hashes or {}).items() if found.sha256}
+    groups = group_records(
+        records,
+        hashes=contents,
+        names=options.by_name,
+        group_field=options.group_field,
+        group_pattern=options.group_pattern,
+    )
+    parts = split(records, shares, options.seed, groups, options.stratify)
+    _write(options.out, outputs, parts)
+    return 0
+
+
+def _debias(options: argparse.Namespace) -> int:
+    sources = {name: files for name in ("train", "test") if (files := getattr(options, name))}
+    outputs = {name: options.out / f"{name}.jsonl" for name in sources}
+    _check_new(options, *outputs.values())
+    settings = {name: getattr(options, name) for name in (*SWITCHES, "weights", "drop_small_pool", "seed")}
+    before = {name: _records(options, files) for name, files in sources.items()}
+    done: dict[str, Debiased] = {name: debias(records, **settings) for name, records in before.items()}
+    after = {name: result.records for name, result in done.items()}
+    _write(options.out, outputs, after)
+    for name, result in done.items():
+        print(f"{name}: " + ", ".join(f"{count} {what}" for what, count in vars(result.report).items()))
+    print(render_beside(_audit_of(before), _audit_of(after)))
+    return 0
+
+
+def _audit_of(records: Mapping[str, list[Record]]) -> Audit:
+    readings = {name: [(f"{name}.jsonl", Reading(found, [], []))] for name, found in records.items()}
+    return audit(readings.get("train", []), readings.get("test", []))
+
+
+def _records(options: argparse.Namespace, sources: Sequence[str]) -> list[Record]:
+    return all_records(read_sources(sources, format=options.format)[0])
+
+
+def _hash(options: argparse.Namespace, records: Sequence[Record]) -> dict[str, ImageHash] | None:
+    """Hashes of all images; None without a folder of images."""
+    if options.images is None:
+        return None
+    references = (image for record in records for image in record.images)
+    return hash_images(references, ImageRoot(options.images), options.hashes, options.num_workers, progress=True)
+
+
+def _check_new(options: argparse.Namespace, *paths: Path) -> None:
+    """Refuse to replace anything before any work is done."""
+    there = [str(path) for path in paths if path.exists()]
+    if there and not options.overwrite:
+        raise SettingsError(f"{', '.join(there)} exists: name another place, or add --overwrite to replace it")
+
+
+def _write(folder: Path, outputs: Mapping[str, Path], parts: Mapping[str, list[Record]]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, path in outputs.items():
+        write_jsonl(path, parts[name])
+        print(f"{path}: {len(parts[name])} records")
+
+
+def _pair(item: str, option: str) -> tuple[str, float]:
+    name, _, value = item.partition("=")
+    try:
+        return name, float(value)
+    except ValueError:
+        raise SettingsError(f"{option}: expected NAME=NUMBER, got {item!r}") from None
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("medgrpo data", description="Make good data easy and bad data visible.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    # Options that several commands share.
+    boolean = argparse.BooleanOptionalAction
+    files, images, output, seeded, grouped = (argparse.ArgumentParser(add_help=False) for _ in range(5))
+    _option(
+        files,
+        "format",
+        "of the files; auto looks at the fields of their first rows",
+        default="auto",
+        choices=("auto", *FORMATS),
+    )
+    _option(images, "images", "folder that the image paths start from", type=Path, metavar="ROOT")
+    _option(images, "hashes", "keeps image hashes; a run that was stopped goes on", type=Path, metavar="FILE.jsonl")
+    _option(images, "num_workers", "processes that hash images", type=int, default=2)
+    output.add_argument("--overwrite", action="store_true", help="replace files that exist")
+    _option(seeded, "seed", "of everything random", type=int, default=42)
+    _option(grouped, "by_name", "images of equal file name stay together", action=boolean, default=True)
+
+    def add(name: str, run: Any, about: str, *parents: argparse.ArgumentParser) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, parents=parents, help=about, description=about)
+        command.set_defaults(run=run)
+        return command
+
+    sources = {"nargs": "+", "metavar": "SRC", "help": "question file, or folder that is searched for them"}
+
+    command = add("convert", _convert, "Any format to one JSONL file, with a manifest.", files, images, output)
+    command.add_argument("sources", **sources)
+    _option(command, "out", "what to write", type=Path, required=True, metavar="FILE.jsonl")
+    _option(command, "save_images", "where images stored inside the files are written", type=Path, metavar="DIR")
+    command.add_argument("--keep_duplicates", action="store_true", help="keep records whose content has come before")
+
+    command = add("sample", _sample, "Seeded subsets without a common image.", files, output, seeded, grouped)
+    command.add_argument("sources", **sources)
+    _option(command, "out", "gets train.jsonl and test.jsonl", type=Path, required=True, metavar="DIR")
+    _option(command, "train", "records to train on, of each group", type=int, default=600)
+    _option(command, "test", "records to test on, of each group", type=int, default=300)
+    _option(
+        command, "by", "what the groups are: modality, task, dataset, a name in metadata, or none", default="modality"
+    )
+    _option(command, "balance", "draw equally over this: answer, letter, task, dataset ...", metavar="NAME")
+
+    command = add("audit", _audit, "Leaks, duplicates, and what can be answered blind.", files, images, output)
+    _option(command, "train", "training files", nargs="+", default=[], metavar="A")
+    _option(command, "test", "test files", nargs="+", default=[], metavar="B")
+    _option(command, "json", "all figures", type=Path, metavar="OUT.json")
+    _option(command, "html", "a page with pictures of leaking pairs", type=Path, metavar="OUT.html")
+    about = "end with status 1 if a figure of the JSON is greater, e.g. leak.path=0 blind.option_prior=50"
+    _option(command, "limit", about, nargs="+", default=[], metavar="KEY=NUMBER")
+    _option(command, "near_distance", "bits of 64 by which near duplicates differ", type=int, default=4)
+    _option(command, "text_model", "model that answers the test questions without their images", metavar="FOLDER")
+    _option(command, "prompt", "what it is asked with, as data.prompt", default="nothink")
+
+    about = "Sets without a common image, patient or volume."
+    command = add("split", _split, about, files, images, output, seeded, grouped)
+    command.add_argument("sources", **sources)
+    _option(command, "out", "gets one JSONL file per set", type=Path, required=True, metavar="DIR")
+    _option(command, "shares", "of the sets", nargs="+", default=["train=0.8", "test=0.2"], metavar="NAME=SHARE")
+    _option(command, "group_field", "field or metadata that names patient, study or volume", metavar="NAME")
+    _option(command, "group_pattern", "likewise in the image path: the first group of this", metavar="REGEX")
+    _option(command, "stratify", "equal shares of these", nargs="*", default=["modality", "task", "answer_type"])
+
+    command = add("debias", _debias, "Make blind guessing useless.", files, output, seeded)
+    _option(command, "train", "training files", nargs="+", required=True, metavar="A")
+    _option(command, "test", "test files", nargs="+", default=[], metavar="B")
+    _option(command, "out", "gets train.jsonl and test.jsonl", type=Path, required=True, metavar="DIR")
+    for name, about in SWITCHES.items():
+        _option(command, name, about, action=boolean, default=True)
+    about = "draw distractors as often as they are right, or all alike"
+    _option(command, "weights", about, default="frequency", choices=("frequency", "uniform"))
+    about = "leave out items for which too few other right answers are known"
+    command.add_argument("--drop_small_pool", action="store_true", help=about)
+
+    about = "Pass counts of a model's samples; takes the options of medgrpo predict, and --out."
+    commands.add_parser("difficulty", help=about, add_help=False)
+    return parser
+
+
+def _option(parser: argparse.ArgumentParser, name: str, about: str, **settings: Any) -> None:
+    shown = settings.get("default")
+    if "choices" in settings:
+        settings["metavar"] = "NAME"
+        about += f" ({', '.join(settings['choices'])})"
+    about = about.replace("%", "%%") + (f" (default {shown})" if shown not in (None, [], True) else "")
+    parser.add_argument(f"--{name}", help=about, **settings)
