@@ -111,7 +111,8 @@ def convert(
         sources: files, or folders that are searched in the order of names.
         format: of all of them; auto looks at the first row of each.
         save_images: folder for images that are stored inside the files.
-        keep_duplicates: False leaves out a record whose images, question, options and answer have all come before.
+        keep_duplicates: False leaves out a record whose images, question, options and answer have all come before;
+            what it says of modality, task and dataset goes to the first one, if that says nothing.
         progress: wraps the list of files, e.g. ``tqdm``.
     """
     files, names = _named([file for source in sources for file in find_files(source)])
@@ -123,10 +124,12 @@ def convert(
             origin = f"{name}#{index}"
             key = content_id(record)
             if key in seen and not keep_duplicates:
-                result.dropped.append(Dropped(name, index, "duplicate", f"same content as {seen[key]}"))
+                first = result.records[seen[key]]
+                result.records[seen[key]] = _completed(first, record)
+                result.dropped.append(Dropped(name, index, "duplicate", f"same content as {first.metadata['source']}"))
                 continue
             id = key if key not in seen else f"{key}~{origin}"
-            seen.setdefault(key, origin)
+            seen.setdefault(key, len(result.records))
             own = {} if record.id == f"{file.stem}-{index}" else {"source_id": record.id}
             result.records.append(replace(record, id=id, metadata={**record.metadata, **own, "source": origin}))
             kept += 1
@@ -134,6 +137,12 @@ def convert(
         result.dropped += [Dropped(name, index, "unused", why) for index, why in reading.unused]
         result.sources.append({"file": name, **file_digest(file), "records": kept})
     return result
+
+
+def _completed(record: Record, other: Record) -> Record:
+    """With the labels of the other where this one has none, as Med-R1's files by modality and by task have."""
+    labels = {name: getattr(record, name) or getattr(other, name) for name in ("modality", "task", "dataset")}
+    return replace(record, **labels)
 
 
 def drop_missing_images(conversion: Conversion, hashes: Mapping[str, ImageHash]) -> None:

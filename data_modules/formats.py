@@ -53,6 +53,9 @@ Format = Literal[
 HEAD = 20
 """Rows that ``auto`` looks at."""
 
+MAX_NAME = 4000
+"""Characters of an id or of the path of an image; Linux takes no longer paths."""
+
 MAX_LISTED = 20
 """Problems of one file that an error spells out; the rest are counted."""
 
@@ -101,7 +104,7 @@ def scan(path: str | Path, format: Format = "auto", save_images: str | Path | No
             records = _read(read, row, modality, task, f"{stem}-{index}")
             for record in records:
                 if record.id in seen:
-                    raise DataError(f"field 'id': {record.id!r} is also the id of record {seen[record.id]}")
+                    raise DataError(f"field 'id': {record.id[:80]!r} is also the id of record {seen[record.id]}")
         except Unused as reason:
             reading.unused.append((index, str(reason)))
         except DataError as error:
@@ -257,6 +260,11 @@ def _check(record: Record) -> None:
     if not all(map(str.strip, record.options)):
         empty = [letter for letter, option in zip(LETTERS, record.options, strict=False) if not option.strip()]
         raise DataError(f"field 'options': expected text, got nothing for {', '.join(empty)}")
+    if len(record.id) > MAX_NAME:
+        raise DataError(f"field 'id': expected at most {MAX_NAME} characters, got {len(record.id)}")
+    for image in record.images:
+        if len(image) > MAX_NAME:
+            raise DataError(f"field of images: expected paths of at most {MAX_NAME} characters, got {len(image)}")
     if not record.answer.strip():
         raise DataError("field 'answer': expected text, got nothing")
     if len(record.problem) > MAX_TEXT:

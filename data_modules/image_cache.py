@@ -70,9 +70,7 @@ class ImageCache:
     def _file(self, file: ImageFile) -> Path:
         with file.path.open("rb") as content:
             digest = hashlib.file_digest(content, "sha256")
-        digest.update(
-            f"{file.frame}{self.settings}".encode()
-        )  # settings begin with a bracket, so nothing runs together
+        digest.update(f"{file.frame}{self.settings}".encode())  # a frame has no bracket, settings begin with one
         key = digest.hexdigest()
         return self.folder / key[:2] / f"{key}.safetensors"
 

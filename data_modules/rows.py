@@ -9,6 +9,7 @@ import csv
 import hashlib
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -197,9 +198,9 @@ def _table_rows(path: Path, delimiter: str) -> Iterator[Any]:
         reader = csv.reader(file, delimiter=delimiter)
         rows = _checked_table(path, reader)
         names = [name.strip() for name in next(rows, [])]
-        twice = sorted({name for name in names if names.count(name) > 1})
+        twice = [name for name, count in Counter(names).items() if count > 1]
         if twice:
-            raise DataError(f"{path}: line 1: expected each column once, got {twice} twice")
+            raise DataError(f"{path}: line 1: expected each column once, got {twice[0][:80]!r} several times")
         for cells in rows:
             if len(cells) == len(names):
                 yield dict(zip(names, cells, strict=True))

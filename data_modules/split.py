@@ -7,8 +7,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from hashlib import blake2b
-from pathlib import PurePosixPath
 
+from data_modules.leaks import name_key, path_key
 from data_modules.options import option_key
 from medgrpo.types import Record, SettingsError
 
@@ -139,9 +139,9 @@ def group_records(
             near_of[path].append(str(number))
     keys: list[list[tuple[str, str]]] = []
     for record in records:
-        found = [("path", path) for path in record.images]
+        found = [("path", path_key(path)) for path in record.images]
         if names:
-            found += [("name", PurePosixPath(path).name) for path in record.images]
+            found += [("name", name_key(path)) for path in record.images]
         if hashes:
             found += [("hash", hashes[path]) for path in record.images if path in hashes]
         found += [("near", number) for path in record.images if path in near_of for number in near_of[path]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 
@@ -10,7 +11,11 @@ def main() -> None:
     if sys.argv[1:2] == ["data"]:
         from medgrpo.data_cli import main as data
 
-        sys.exit(data(sys.argv[2:]))
+        try:
+            sys.exit(data(sys.argv[2:]))
+        except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(1)
     from medgrpo.trainer_cli import main as train
 
     train()

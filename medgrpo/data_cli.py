@@ -16,7 +16,7 @@ from data_modules.audit import Audit, audit, check_limits
 from data_modules.audit_page import write_page
 from data_modules.audit_text import render, render_beside
 from data_modules.convert import all_records, convert, drop_missing_images, read_sources, save, write_text
-from data_modules.debias import Debiased, debias
+from data_modules.debias import Debiased, Report, debias
 from data_modules.formats import FORMATS, Reading, write_jsonl
 from data_modules.image_hashes import ImageHash, hash_images
 from data_modules.image_root import ImageRoot
@@ -97,12 +97,12 @@ def _audit(options: argparse.Namespace) -> int:
     found = audit(train, test, hashes=hashes, near_distance=options.near_distance, text_only=text_only)
     figures = found.to_json()
     passed = check_limits(figures, limits)
-    print(render(found))
     if options.json:
         write_text(options.json, json.dumps(figures, indent=1, ensure_ascii=False) + "\n")
     if options.html:
         images = ImageRoot(options.images) if options.images else None
         write_page(options.html, found, images and (lambda reference: open_rgb(images.find(reference))))
+    print(render(found))
     for line in passed:
         print(f"limit passed: {line}")
     return LIMIT_PASSED if passed else 0
@@ -137,9 +137,18 @@ def _debias(options: argparse.Namespace) -> int:
     after = {name: result.records for name, result in done.items()}
     _write(options.out, outputs, after)
     for name, result in done.items():
-        print(f"{name}: " + ", ".join(f"{count} {what}" for what, count in vars(result.report).items()))
+        print(f"{name}: {_told(result.report)}")
     print(render_beside(_audit_of(before), _audit_of(after)))
     return 0
+
+
+def _told(report: Report) -> str:
+    return (
+        f"{report.redrawn} records with new distractors, {report.small_pool} for which "
+        f"too few other right answers are known (kept, or left out with --drop_small_pool), {report.fixed} "
+        f"left as they are since options speak of each other, {report.balanced_away} left out to balance yes and no, "
+        f"{report.restyled} in another style"
+    )
 
 
 def _audit_of(records: Mapping[str, list[Record]]) -> Audit:

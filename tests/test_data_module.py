@@ -17,7 +17,7 @@ from tiny import processor_of
 
 import data_modules.loading
 from data_modules import CT, LesionGrading, MedicalVQADataModule, XRay
-from medgrpo.types import MODALITIES, DataError
+from medgrpo.types import MODALITIES, DataError, SettingsError
 
 NUM_RECORDS = 11
 
@@ -257,3 +257,78 @@ def test_there_is_one_module_per_modality() -> None:
     classes = [getattr(data_modules, name) for name in data_modules.__all__]
     assert sorted(cls.modality for cls in classes if cls.modality) == sorted(MODALITIES)
     assert len({cls.task for cls in classes if cls.task}) == 5
+
+
+# ------------------------------------------------------------------------------------------ which records, which order
+
+
+def counted(path: Path, passes: list[int], name: str = "train") -> str:
+    """A file of pass counts, of 4, for the records of ``train.jsonl``."""
+    rows = [{"id": f"{name}-{i}", "pass_count": n, "num_samples": 4} for i, n in enumerate(passes)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def test_training_keeps_records_by_pass_count(files, tmp_path: Path) -> None:
+    difficulty = counted(tmp_path / "passes.jsonl", [0, 4, 1, 3, 2, 0, 4, 1, 3, 2, 0])
+    data = MedicalVQADataModule(**files, difficulty=difficulty, pass_count=(1, 3))
+    data.setup("fit")
+    assert [record.id for record in data.records["train"]] == [f"train-{i}" for i in (2, 3, 4, 7, 8, 9)]
+    assert len(data.records["val"]) == 3
+    with pytest.raises(SettingsError, match=r"pass_count needs data\.difficulty"):
+        MedicalVQADataModule(**files, pass_count=(1, 3))
+
+
+def test_an_epoch_goes_from_easy_to_hard_and_resumes_there(files, tmp_path: Path) -> None:
+    passes = [0, 4, 1, 3, 2, 0, 4, 1, 3, 2, 0]
+    difficulty = counted(tmp_path / "passes.jsonl", passes)
+
+    def run(ckpt_path: str | None = None, curriculum: str | None = "easy_to_hard") -> Recorder:
+        data = MedicalVQADataModule(**files, prompts_per_batch=2, difficulty=difficulty, curriculum=curriculum)
+        module = Recorder()
+        every = ModelCheckpoint(tmp_path / "ckpt", "{step}", every_n_train_steps=1, save_top_k=-1)
+        options = {"callbacks": [every], "enable_checkpointing": True}
+        trainer(tmp_path, max_epochs=2, **options).fit(module, data, ckpt_path=ckpt_path)
+        return module
+
+    whole = run().seen
+    for epoch in (whole[:5], whole[5:]):
+        counts = [passes[int(id.split("-")[1])] for batch in epoch for id in batch]
+        assert counts == sorted(counts, reverse=True)
+    assert whole[:5] != whole[5:]
+    checkpoint = str(tmp_path / "ckpt" / "step=3.ckpt")
+    assert run(checkpoint).seen == whole[3:]
+    with pytest.raises(SettingsError, match="curriculum was"):
+        run(checkpoint, curriculum=None)
+
+
+def test_files_are_mixed_by_count_and_ratio(files, tmp_path: Path) -> None:
+    other = save(tmp_path / "exam.jsonl", 8)
+    files["train"] = [files["train"], other]
+    data = MedicalVQADataModule(**files, prompts_per_batch=3, mix=[8, 4], curriculum="mixed")
+    module = Recorder()
+    trainer(tmp_path, max_epochs=1).fit(module, data)
+    assert [sum(id.startswith("exam") for id in batch) for batch in module.seen] == [1, 1, 1, 1]
+    with pytest.raises(SettingsError, match=r"mix: expected 2 counts, .*\[11, 8\]; got \[8, 9\]"):
+        MedicalVQADataModule(**files, mix=[8, 9]).setup("fit")
+
+
+def test_closed_questions_come_before_open_ones(files, tmp_path: Path) -> None:
+    files["train"] = [save(tmp_path / "o.jsonl", 4, options=[]), save(tmp_path / "c.jsonl", 4, options=[], closed=True)]
+    data = MedicalVQADataModule(**files, prompts_per_batch=4, curriculum="closed_to_open")
+    module = Recorder()
+    trainer(tmp_path, max_epochs=1).fit(module, data)
+    assert [{id[0] for id in batch} for batch in module.seen] == [{"c"}, {"o"}]
+
+
+def test_a_volume_enters_as_several_images(files, tmp_path: Path) -> None:
+    pages = [Image.new("L", (56, 56), grey) for grey in (0, 50, 100, 150, 200, 250)]
+    pages[0].save(tmp_path / "scan.tif", save_all=True, append_images=pages[1:])
+    files["train"] = save(tmp_path / "t.jsonl", 2, image="scan.tif")
+    data = MedicalVQADataModule(**files, prompts_per_batch=2, frames_per_volume=3)
+    module = Recorder()
+    trainer(tmp_path, max_epochs=1).fit(module, data)
+    [batch] = module.batches
+    assert batch.images_per_prompt == (3, 3)
+    assert [record.images for record in batch.records] == [("scan.tif[1]", "scan.tif[3]", "scan.tif[5]")] * 2
+    assert [int(t.float().mean()) for t in batch.thumbnails] == [50, 50]

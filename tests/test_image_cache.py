@@ -48,11 +48,12 @@ def root(tmp_path: Path) -> Path:
 def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the images that were decoded."""
     names: list[str] = []
-    monkeypatch.setattr(
-        data_modules.loading,
-        "open_rgb",
-        lambda file, *options: names.append(file.path.name) or open_rgb(file, *options),
-    )
+
+    def noted(file: ImageFile, *options) -> Image.Image:
+        names.append(file.path.name)
+        return open_rgb(file, *options)
+
+    monkeypatch.setattr(data_modules.loading, "open_rgb", noted)
     return names
 
 

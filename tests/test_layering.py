@@ -88,7 +88,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         *(f"medgrpo.{name}" for name in ("types", "prompts")),
         *(f"data_modules.{name}" for name in ("curriculum", "formats", "labels", "image_root", "images", "loading")),
     },
-    "data_modules.split": {"medgrpo.types", "data_modules.options"},
+    "data_modules.split": {"medgrpo.types", "data_modules.leaks", "data_modules.options"},
     "data_modules.debias": {
         "medgrpo.types",
         *(f"data_modules.{name}" for name in ("fields", "labels", "options", "split")),
