@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import heapq
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -23,8 +25,8 @@ from data_modules.curriculum import (
     read_pass_counts,
 )
 from data_modules.formats import Format, read_records
-from data_modules.image_root import ImageRoot
-from data_modules.images import MAX_IMAGE_PIXELS, check_images, spread
+from data_modules.image_root import ImageFile, ImageRoot
+from data_modules.images import MAX_IMAGE_PIXELS, find_images, spread
 from data_modules.labels import modality_of, task_of
 from data_modules.loading import Collate, PositionSampler, RepeatLoader, evaluation_loader, train_loader
 from medgrpo.types import MODALITIES, DataError, PromptBatch, Record, SettingsError
@@ -130,8 +132,8 @@ class MedicalVQADataModule(LightningDataModule):
             problems.append(f"resize: expected a positive width and height, got {resize}")
         if image_cache is not None and Path(image_cache).exists() and not Path(image_cache).is_dir():
             problems.append(f"image_cache: expected a folder, or a path to make one at, got the file {image_cache!r}")
-        if window is not None and window[1] <= 0:
-            problems.append(f"window: expected (center, width) with a positive width, got {window}")
+        if window is not None and window[1] < 1:
+            problems.append(f"window: expected (center, width) with a width of at least 1, got {window}")
         needs = [("pass_count", pass_count is not None), ("curriculum: easy_to_hard", curriculum == "easy_to_hard")]
         problems += [f"{n} needs data.difficulty, a file of pass counts" for n, on in needs if on and not difficulty]
         if num_workers < 0:
@@ -179,22 +181,27 @@ class MedicalVQADataModule(LightningDataModule):
             DataError: bad files, records or images, prompts that are too long, or nothing left to use.
             SettingsError: a needed file is not set, or batch sizes do not fit the Trainer.
         """
+        with _no_collection():
+            self._setup(stage)
+
+    def _setup(self, stage: str) -> None:
         for split in _SPLITS[stage]:
             if not self.paths[split]:
                 if split != "val" or stage == "validate":  # fit goes without validation
                     raise SettingsError(f"{stage} needs data.{split}: set it to a question file or a list of them")
                 self.records[split] = []
                 continue
-            files = self._select(self._read(split)) if split == "train" else self._read(split)
-            self.records[split] = self._limit(split, sum(files, []))
+            parts = self._select(self._read(split)) if split == "train" else self._read(split)
+            self.records[split] = self._limit(split, sum(parts, []))
             if split == "train":
-                self.order = self._curriculum(files)
+                self.order = self._curriculum(parts)
             images = ImageRoot(self.image_root)
-            check_images(self.records[split], images)
+            files = find_images(self.records[split], images)
             if self.frames_per_volume > 1:
-                self.records[split] = [self._with_frames(record, images) for record in self.records[split]]
+                self.records[split] = [self._with_frames(record, files) for record in self.records[split]]
+                files = find_images(self.records[split], images)
             if self.trainer is not None:
-                self.bounds[split] = self._collate().check(self.records[split])
+                self.bounds[split] = self._collate().check(self.records[split], files)
         if stage == "fit" and self.trainer is not None:
             self._check_batches(len(self.records["train"]))
 
@@ -275,9 +282,10 @@ class MedicalVQADataModule(LightningDataModule):
             return mixed([file_of[record.id] for record in records])
         return None
 
-    def _with_frames(self, record: Record, images: ImageRoot) -> Record:
+    def _with_frames(self, record: Record, files: dict[str, ImageFile]) -> Record:
         """With several frames of each volume in place of the volume."""
-        frames = [spread(image, images.find(image), self.frames_per_volume) for image in record.images]
+        count, limit = self.frames_per_volume, self.max_image_pixels
+        frames = [spread(image, files[image], count, limit) for image in record.images]
         return replace(record, images=sum(frames, ()))
 
     def _label(self, records: Sequence[Record]) -> list[Record]:
@@ -354,3 +362,15 @@ class MedicalVQADataModule(LightningDataModule):
         some = self.num_workers > 0
         on_gpu = self.trainer.strategy.root_device.type == "cuda"
         return {"num_workers": self.num_workers, "persistent_workers": some, "pin_memory": some and on_gpu}
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Python looks for cycles again and again while many objects are made, which would double the time of `setup`."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

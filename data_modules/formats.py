@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any, Literal
 from uuid import uuid4
 
-from data_modules import exam_readers, readers
+from data_modules.exam_readers import FORMATS as EXAM_FORMATS
+from data_modules.exam_readers import medmcqa_base
 from data_modules.fields import MAX_TEXT, Row, Unused, label, paths, show, text, texts, with_options
 from data_modules.labels import labels_of_file, modality_of
+from data_modules.readers import FORMATS as IMAGE_FORMATS
 from data_modules.rows import load_rows
 from medgrpo.types import LETTERS, MODALITIES, DataError, Record
 
@@ -210,8 +212,8 @@ def _jsonl(row: Row, modality: str, task: str) -> Record:
 
 FORMATS: dict[str, tuple[frozenset[str], Callable[[Row, str, str], Record | list[Record]]]] = {
     "jsonl": (frozenset({"question", "answer"}), _jsonl),
-    **readers.FORMATS,
-    **exam_readers.FORMATS,
+    **IMAGE_FORMATS,
+    **EXAM_FORMATS,
 }
 """Name of a format -> fields that tell its rows, and its reader."""
 
@@ -246,7 +248,7 @@ def _listed(names: Iterable[str]) -> list[str]:
 
 def _medmcqa(path: Path, rows: Sequence[Any]) -> str:
     try:
-        return exam_readers.medmcqa_base(rows)
+        return medmcqa_base(rows)
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
 

@@ -6,7 +6,11 @@ No pixel is decoded before the header has told how many there are.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from functools import lru_cache, partial
+from itertools import chain, islice
+from multiprocessing import get_context
 from pathlib import Path
 from types import ModuleType
 
@@ -24,30 +28,68 @@ MAX_IMAGE_PIXELS = 100_000_000
 MAX_LISTED = 1000
 """Images or prompts that one error names; the rest are counted."""
 
+MANY = 5000
+"""Image headers that one process reads at a time."""
+
+PLAIN_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"}
+"""Files that are neither DICOM nor NIfTI."""
+
 MERGE_SIZE = 2
 """Patches per token and direction, in all three Qwen-VL families."""
 
 
-def check_images(records: Iterable[Record], images: ImageRoot) -> None:
+def find_images(records: Iterable[Record], images: ImageRoot) -> dict[str, ImageFile]:
     """Look up every image of the records.
+
+    Returns:
+        The files by reference.
 
     Raises:
         DataError: the images that are missing or lie outside the root, up to `MAX_LISTED` of them, and their number.
     """
-    wanted = {image: record.id for record in reversed(list(records)) for image in record.images}
-    problems = []
-    for image, record_id in reversed(wanted.items()):
-        try:
-            images.find(image)
-        except DataError as error:
-            problems.append(f"record {record_id}: {error}")
+    found, problems = {}, {}
+    for record in records:
+        for image in record.images:
+            if image not in found and image not in problems:
+                try:
+                    found[image] = images.find(image)
+                except DataError as error:
+                    problems[image] = f"record {record.id}: {error}"
     if problems:
         more = f"\n  ... and {len(problems) - MAX_LISTED} more" if len(problems) > MAX_LISTED else ""
-        listed = "\n  ".join(problems[:MAX_LISTED])
+        listed = "\n  ".join(islice(problems.values(), MAX_LISTED))
         raise DataError(
-            f"{len(problems)} of {len(wanted)} images cannot be used. Set image_root (now {str(images.root)!r}) to the "
-            f"folder that the paths in the question file start from:\n  {listed}{more}"
+            f"{len(problems)} of {len(found) + len(problems)} images cannot be used. Set image_root (now "
+            f"{str(images.root)!r}) to the folder that the paths in the question file start from:\n  {listed}{more}"
         )
+    return found
+
+
+def image_sizes(files: Mapping[str, ImageFile], max_image_pixels: int) -> dict[str, tuple[int, int] | DataError]:
+    """`image_size` of each file, by two processes when there are many; errors are given, not raised."""
+    measure = partial(_sizes, max_image_pixels=max_image_pixels)
+    if len(files) <= MANY:
+        return dict(zip(files, measure(files.values()), strict=True))
+    places = [(str(file.path), file.frame) for file in files.values()]  # far smaller than pickled paths
+    parts = [places[start : start + MANY] for start in range(0, len(places), MANY)]
+    # Forked, since an interpreter that starts anew would load all of torch first.
+    with ProcessPoolExecutor(2, get_context("fork")) as pool:
+        sizes = chain.from_iterable(pool.map(partial(_sizes_at, measure), parts))
+        return dict(zip(files, sizes, strict=True))
+
+
+def _sizes_at(measure: Callable, places: Iterable[tuple[str, str]]) -> list[tuple[int, int] | DataError]:
+    return measure(ImageFile(Path(path), frame) for path, frame in places)
+
+
+def _sizes(files: Iterable[ImageFile], max_image_pixels: int) -> list[tuple[int, int] | DataError]:
+    sizes: list[tuple[int, int] | DataError] = []
+    for file in files:
+        try:
+            sizes.append(image_size(file, max_image_pixels))
+        except DataError as error:
+            sizes.append(error)
+    return sizes
 
 
 def image_size(file: str | Path | ImageFile, max_image_pixels: int = MAX_IMAGE_PIXELS) -> tuple[int, int]:
@@ -135,6 +177,9 @@ def _as_image_file(file: str | Path | ImageFile) -> ImageFile:
 
 def _volume_reader(file: ImageFile) -> ModuleType | None:
     """`dicom` or `nifti`, or None for what Pillow opens."""
+    suffix = file.path.suffix.lower()
+    if suffix in PLAIN_SUFFIXES:  # spares hundreds of thousands of files a second look
+        return None
     if nifti.is_nifti(file.path):
         return nifti
     try:
@@ -149,6 +194,8 @@ def _opened(file: ImageFile, max_image_pixels: int) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # max_image_pixels decides, below
             image = Image.open(file.path)
+    except Image.DecompressionBombError as error:  # so large that Pillow refuses it before we can
+        raise DataError(f"{file}: exceeds max_image_pixels={max_image_pixels}: {error}") from error
     except Exception as error:  # a broken header can raise nearly anything from a reader
         raise DataError(
             f"{file}: expected an image that Pillow can open (PNG, JPEG, TIFF, BMP), DICOM or NIfTI, got: {error}"
@@ -214,6 +261,7 @@ def prepare(image: Image.Image, min_pixels: int | None, max_pixels: int | None, 
     return fetch_image(element, image_patch_size=patch_size)
 
 
+@lru_cache(maxsize=4096)
 def image_tokens(size: tuple[int, int], min_pixels: int | None, max_pixels: int | None, patch_size: int) -> int:
     """Tokens that an image of this (width, height) takes in a prompt, once `prepare`d.
 

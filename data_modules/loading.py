@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,7 +19,16 @@ from torch.utils.data import BatchSampler, DataLoader, Sampler
 from data_modules.curriculum import Curriculum
 from data_modules.image_cache import ImageCache, ProcessedImage
 from data_modules.image_root import ImageFile, ImageRoot
-from data_modules.images import MAX_IMAGE_PIXELS, MAX_LISTED, image_size, image_tokens, open_rgb, prepare
+from data_modules.images import (
+    MAX_IMAGE_PIXELS,
+    MAX_LISTED,
+    find_images,
+    image_size,
+    image_sizes,
+    image_tokens,
+    open_rgb,
+    prepare,
+)
 from medgrpo.prompts import messages
 from medgrpo.types import DataError, PromptBatch, Record, SettingsError
 
@@ -95,8 +104,12 @@ class Collate:
             thumbnails=tuple(row[0].thumbnail if row else None for row in images),
         )
 
-    def check(self, records: Sequence[Record]) -> list[int]:
+    def check(self, records: Sequence[Record], files: Mapping[str, ImageFile] | None = None) -> list[int]:
         """Find every prompt that `__call__` would refuse, from text and image headers alone.
+
+        Args:
+            records: to be used.
+            files: of their images, from `images.find_images`, which is called if they are not given.
 
         Returns:
             For each prompt a number of tokens, image tokens included, that it does not exceed. A token is at least one
@@ -105,11 +118,12 @@ class Collate:
         Raises:
             DataError: the records, up to `MAX_LISTED` of them, with their lengths.
         """
+        sizes = image_sizes(find_images(records, self._root) if files is None else files, self.max_image_pixels)
         problems, bounds, overheads = [], [], {}
         for record in records:
             try:
                 with _naming(record):
-                    bounds.append(self._check(record, overheads))
+                    bounds.append(self._check(record, sizes, overheads))
             except DataError as error:
                 problems.append(str(error))
         if problems:
@@ -121,9 +135,12 @@ class Collate:
     def length(self, record: Record) -> int:
         """Tokens of a record's prompt, image tokens included."""
         text = len(self.processor.tokenizer(self._text(record))["input_ids"])
-        return text + sum(self._num_tokens(path) - 1 for path in record.images)
+        sizes = [image_size(self._root.find(path), self.max_image_pixels) for path in record.images]
+        return text + sum(self._num_tokens(size) - 1 for size in sizes)
 
-    def _check(self, record: Record, overheads: dict[int, int]) -> int:
+    def _check(
+        self, record: Record, sizes: Mapping[str, tuple[int, int] | DataError], overheads: dict[int, int]
+    ) -> int:
         """What `length` does not exceed; ``overheads`` remembers what the chat template adds, by number of images."""
         self._refuse_special_tokens(record)
         said = _said(record, self.prompt)
@@ -132,7 +149,7 @@ class Collate:
             overheads[num_images] = len(self._text(record)) - len(said)
         # Composing characters, as the tokenizers do first, makes at most three bytes of one.
         num_bytes = len(said) if said.isascii() else 3 * len(said.encode())
-        bound = overheads[num_images] + num_bytes + sum(self._num_tokens(path) for path in record.images)
+        bound = overheads[num_images] + num_bytes + sum(self._num_tokens(sizes[path]) for path in record.images)
         if self.max_prompt_length is not None and bound > self.max_prompt_length:
             bound = self.length(record)
             self._check_length(bound)
@@ -148,14 +165,14 @@ class Collate:
     def _special(self) -> re.Pattern[str]:
         return re.compile("|".join(map(re.escape, self.processor.tokenizer.all_special_tokens)))
 
-    @property
+    @cached_property
     def _limits(self) -> tuple[int, int]:
         size = self.processor.image_processor.size  # areas, in spite of the names
         least = size["shortest_edge"] if self.min_pixels is None else self.min_pixels
         greatest = size["longest_edge"] if self.max_pixels is None else self.max_pixels
         return least, greatest
 
-    @property
+    @cached_property
     def _patch_size(self) -> int:
         return self.processor.image_processor.patch_size
 
@@ -212,9 +229,10 @@ class Collate:
         }
         return ImageCache(self.image_cache, settings)
 
-    def _num_tokens(self, path: str) -> int:
+    def _num_tokens(self, size: tuple[int, int] | DataError) -> int:
+        if isinstance(size, DataError):
+            raise size
         # Not turned upright: a quarter turn changes no area.
-        size = image_size(self._root.find(path), self.max_image_pixels)
         return image_tokens(self.resize or size, *self._limits, self._patch_size)
 
     def _check_length(self, length: int) -> None:

@@ -242,6 +242,7 @@ def _saved_rows(path: Path) -> Iterator[dict[str, Any]]:
     def rows() -> Iterator[dict[str, Any]]:
         # The Arrow format hands images over as they are stored, not decoded.
         for table in datasets.load_from_disk(str(path)).with_format("arrow").iter(BATCH_SIZE):
+            table.validate(full=True)  # the file is mapped as it is: a bad offset in it would end the process
             yield from table.to_pylist()
 
     return _checked_arrow(path, rows())

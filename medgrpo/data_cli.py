@@ -47,7 +47,7 @@ def main(args: Sequence[str]) -> int:
 
         difficulty(list(args[1:]))
         return 0
-    options = _parser().parse_args(args)
+    options = parser().parse_args(args)
     try:
         return options.run(options)
     except UserError as error:
@@ -190,7 +190,8 @@ def _pair(item: str, option: str) -> tuple[str, float]:
         raise SettingsError(f"{option}: expected NAME=NUMBER, got {item!r}") from None
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """Of all commands but ``difficulty``, which has the options of ``medgrpo predict``."""
     parser = argparse.ArgumentParser("medgrpo data", description="Make good data easy and bad data visible.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 

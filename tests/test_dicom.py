@@ -172,6 +172,14 @@ def test_padding_is_black_and_not_counted(tmp_path: Path) -> None:
     assert grey(made(tmp_path / "d.dcm", values, "MONOCHROME1", **limits), window=(0, 9000))[0][:2] == [0, 0]
 
 
+def test_padding_may_be_given_with_the_other_sign(tmp_path: Path) -> None:
+    path = made(tmp_path / "a.dcm", np.array([[-2000, 0, 1000, 2000]], dtype=np.int16))
+    dataset = pydicom.dcmread(path)
+    dataset.add_new("PixelPaddingValue", "US", 65_536 - 2000)
+    dataset.save_as(path)
+    assert grey(path) == [[0, 0, 128, 255]]
+
+
 def lookup_table(first: int, bits: int, entries: list[int]) -> Sequence:
     item = Dataset()
     item.LUTDescriptor = [len(entries), first, bits]

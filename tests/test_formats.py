@@ -52,6 +52,7 @@ def save(path: Path, rows: list) -> Path:
         ("Compare (A), (B) and (C). A)Yes, B)No", "Compare (A), (B) and (C).", ("Yes", "No")),
         ("Which A) x or B) y? A)Yes, B)No", "Which A) x or B) y?", ("Yes", "No")),
         ("Q? (A) x (B) y (C) both (A) and (B)", "Q?", ("x", "y", "both (A) and (B)")),
+        ("Q? A)x, B)y, C)both. See A)u, B)and C)v", "Q?", ("x", "y", "both. See A)u, B)and C)v")),
         ("Where is the lesion?", "Where is the lesion?", ()),
     ],
 )
@@ -119,7 +120,7 @@ def test_gold_must_be_exactly_one_option() -> None:
     with pytest.raises(DataError, match=r"several \(A, C\)"):
         parse_gold("SPECT", ("SPECT", "CT", "spect."))
     assert parse_gold("A", ("SPECT", "CT", "SPECT")) == "A"
-    assert parse_gold("<answer>A</answer> or <answer><answer>B</answer></answer>", ("<answer>B", "x")) == "A"
+    assert parse_gold("<answer>A</answer> or <answer><answer>B</answer></answer>", ("x", "<answer>B")) == "B"
     assert parse_gold("left lung", ()) == "left lung"
     with pytest.raises(DataError, match="'problem' has no options"):
         parse_gold("A", ())

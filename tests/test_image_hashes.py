@@ -116,14 +116,17 @@ def test_a_stopped_run_goes_on_where_it_was(root: ImageRoot, tmp_path: Path, ope
 
 
 def test_a_changed_file_is_hashed_again(root: ImageRoot, tmp_path: Path, opened: list[str]) -> None:
-    store = tmp_path / "store.jsonl"
-    before = hash_images(["a.png", "b.png"], root, store, 0, False)
-    picture(99).save(root.root / "a.png")
+    store, path = tmp_path / "store.jsonl", root.root / "a.bmp"
+    picture(98).save(path)
+    before = hash_images(["a.bmp", "b.png"], root, store, 0, False)
+    size = path.stat().st_size
+    picture(99).save(path)
+    assert path.stat().st_size == size
     opened.clear()
-    after = hash_images(["a.png", "b.png"], root, store, 0, False)
-    assert opened == ["a.png"]
-    assert after["a.png"] != before["a.png"]
-    assert after["a.png"] == hash_images(["a.png"], root, None, 0, False)["a.png"]
+    after = hash_images(["a.bmp", "b.png"], ImageRoot(root.root), store, 0, False)
+    assert opened == ["a.bmp"]
+    assert after["a.bmp"] != before["a.bmp"]
+    assert after["a.bmp"] == hash_images(["a.bmp"], root, None, 0, False)["a.bmp"]
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import struct
 import time
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+import data_modules.images
 from data_modules.image_root import ImageFile, ImageRoot
 from data_modules.images import (
     MAX_LISTED,
-    check_images,
+    find_images,
     image_size,
+    image_sizes,
     image_tokens,
     num_frames,
     open_rgb,
@@ -39,16 +43,16 @@ def record(*images: str) -> Record:
 
 def test_all_missing_images_come_in_one_error(tmp_path: Path) -> None:
     png(tmp_path / "ok.png")
-    check_images([record("ok.png"), record()], ImageRoot(tmp_path))
+    find_images([record("ok.png"), record()], ImageRoot(tmp_path))
     missing = [record("ok.png"), *(record(f"{i}.png", f"{i}.png") for i in range(25))]
     with pytest.raises(DataError, match=r"25 of 26 images cannot be used. Set image_root") as error:
-        check_images(missing, ImageRoot(tmp_path))
+        find_images(missing, ImageRoot(tmp_path))
     assert all(f"'{i}.png'" in str(error.value) for i in range(25))
 
 
 def test_an_endless_list_of_missing_images_is_cut(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"\.\.\. and 5 more$") as error:
-        check_images([record(f"{i}.png") for i in range(MAX_LISTED + 5)], ImageRoot(tmp_path))
+        find_images([record(f"{i}.png") for i in range(MAX_LISTED + 5)], ImageRoot(tmp_path))
     assert str(error.value).count("no such file") == MAX_LISTED
 
 
@@ -101,6 +105,33 @@ def test_a_bomb_is_refused_before_it_is_decoded(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(DataError, match="max_image_pixels"):
         image_size(path, 59_999)
     assert image_size(path, 60_000) == (300, 200)
+
+
+def test_a_header_of_ten_billion_pixels_is_refused(tmp_path: Path) -> None:
+    header = struct.pack(">IIBBBBB", 100_000, 100_000, 8, 2, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(b"")), (b"IEND", b"")]
+    content = b"\x89PNG\r\n\x1a\n"
+    for name, data in chunks:
+        content += struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+    (tmp_path / "bomb.png").write_bytes(content)
+    for read in (open_rgb, image_size):
+        with pytest.raises(DataError, match=r"bomb\.png: exceeds max_image_pixels=100000000: .*10000000000 pixels"):
+            read(tmp_path / "bomb.png")
+
+
+def test_many_headers_are_read_by_two_processes_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [f"{i}.png" for i in range(1, 8)]
+    for i, name in enumerate(names, 1):
+        png(tmp_path / name, (i, 1))
+    (tmp_path / "3.png").write_bytes(b"broken")
+    files = {name: ImageRoot(tmp_path).find(name) for name in names}
+    alone = image_sizes(files, 6)
+    monkeypatch.setattr(data_modules.images, "MANY", 2)
+    together = image_sizes(files, 6)
+    assert list(map(str, together.values())) == list(map(str, alone.values()))
+    assert [size for size in together.values() if isinstance(size, tuple)] == [(i, 1) for i in (1, 2, 4, 5, 6)]
+    assert "exceed max_image_pixels=6" in str(together["7.png"])
+    assert "3.png: expected an image" in str(together["3.png"])
 
 
 def test_between_pillows_warning_and_our_limit_there_is_no_warning(
@@ -175,7 +206,7 @@ def test_many_images_are_checked_fast(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     records = [record(name) for name in names] * 10
     start = time.process_time()
-    check_images(records, ImageRoot(tmp_path))
+    find_images(records, ImageRoot(tmp_path))
     assert time.process_time() - start < 0.5  # 20,000 records; 0.03 s on an idle core
 
 

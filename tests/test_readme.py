@@ -3,17 +3,24 @@
 import ast
 import importlib
 import re
+import shlex
 import subprocess
 from pathlib import Path
 
 import pytest
 from commands import arguments, configs, set_up
 
+from data_modules.formats import FORMATS
+from medgrpo.data_cli import parser
+
 ROOT = Path(__file__).parents[1]
 README, CONTRIBUTING = ((ROOT / name).read_text() for name in ("README.md", "CONTRIBUTING.md"))
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
 SHELL = "".join(text for language, text in BLOCKS if language == "bash").replace("\\\n", " ")
 COMMANDS = arguments(SHELL)
+DATA_COMMANDS = [
+    shlex.split(line, comments=True)[2:] for line in SHELL.splitlines() if line.strip().startswith("medgrpo data")
+]
 SCRIPTS = sorted(set(re.findall(r"\bbash (scripts/\w+\.sh)", README + CONTRIBUTING)))
 
 
@@ -38,6 +45,24 @@ def test_there_are_commands():
 def test_command_is_accepted(command, folder, monkeypatch):
     assert configs(command)
     set_up(command, monkeypatch)
+
+
+@pytest.mark.parametrize("command", DATA_COMMANDS, ids=" ".join)
+def test_data_command_is_accepted(command, folder, monkeypatch):
+    name, *options = command
+    if name == "difficulty":
+        del options[(out := options.index("--out")) : out + 2]
+        set_up(["predict", *options], monkeypatch)
+    else:
+        parser().parse_args(command)
+
+
+def test_every_data_command_and_format_is_there():
+    assert set(re.findall(r"^\| `medgrpo data (\w+)", README, re.MULTILINE)) == set(
+        parser()._subparsers._group_actions[0].choices
+    )
+    section = README.split("## Data")[1].split("\n## ")[0]
+    assert set(FORMATS) <= set(re.findall(r"`(\w+)`", section))
 
 
 def test_reward_of_the_readme_is_used(folder, monkeypatch):

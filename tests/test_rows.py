@@ -6,6 +6,7 @@ import csv
 import gzip
 import json
 import random
+import struct
 from hashlib import sha256
 from pathlib import Path
 
@@ -186,7 +187,7 @@ def test_a_broken_file_is_an_error_that_names_it(tmp_path: Path, name: str, cont
 def test_tables_keep_every_cell_as_text(tmp_path: Path) -> None:
     rows = [
         {"question": 'a "quoted", b', "answer": "N/A", "x": "None"},
-        {"question": "two\nlines", "answer": "007", "x": ""},
+        {"question": "two\r\nlines", "answer": "007", "x": ""},
     ]
     for name, delimiter in (("x.csv", ","), ("x.TSV", "\t")):
         with (tmp_path / name).open("w", encoding="utf-8-sig", newline="") as file:
@@ -272,3 +273,13 @@ def test_a_truncated_saved_data_set_is_an_error_that_names_it(tmp_path: Path, na
     (folder / name).write_bytes(content[: len(content) // 2])
     with pytest.raises(DataError, match="set: cannot be read after record 0: is it whole"):
         list(load_rows(folder))
+
+
+def test_a_saved_data_set_with_a_wrong_offset_is_an_error_and_no_crash(tmp_path: Path) -> None:
+    file = saved(tmp_path / "set") / "data-00000-of-00001.arrow"
+    content = file.read_bytes()
+    ends = struct.pack("<4i", 0, 8, 16, 24)  # of the questions, eight characters each
+    assert content.count(ends) == 1
+    file.write_bytes(content.replace(ends, struct.pack("<4i", 0, 8, 2**30, 2**31 - 1)))
+    with pytest.raises(DataError, match="set: cannot be read after record 0: is it whole"):
+        list(load_rows(tmp_path / "set"))
