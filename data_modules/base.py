@@ -366,11 +366,15 @@ class MedicalVQADataModule(LightningDataModule):
 
 @contextmanager
 def _no_collection() -> Iterator[None]:
-    """Python looks for cycles again and again while many objects are made, which would double the time of `setup`."""
+    """Keep Python from looking for cycles among many new objects: that would double the time of `setup`.
+
+    Records live as long as the run, so they are left out of later collections, too.
+    """
     enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
+        gc.freeze()
         if enabled:
             gc.enable()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from medgrpo.blind import option_key
 from medgrpo.types import LETTERS, DataError
 
 _BEFORE = r"(?:^|(?<=[\s,;.?!:\"']))"
@@ -29,8 +30,10 @@ def parse_options(problem: str) -> tuple[str, tuple[str, ...]]:
         # A bracket that closes one opened before is text, as in "(type B)", unless the bracket before is a stray one.
         inside = _closing_brackets(problem)
         found = list(layout.finditer(problem))
-        chains = [_last_chain(problem, [m for m in found if m.end() - 1 not in inside]), _last_chain(problem, found)]
-        chain = max(chains, key=len)  # the first of equals
+        outside = [m for m in found if m.end() - 1 not in inside]
+        chain = _last_chain(problem, outside)
+        if len(outside) < len(found):
+            chain = max(chain, _last_chain(problem, found), key=len)  # the first of equals
         if chain:
             return _unquote(problem[: chain[0].start()]), _texts(problem, chain)
     return _unquote(problem), ()
@@ -39,11 +42,11 @@ def parse_options(problem: str) -> tuple[str, tuple[str, ...]]:
 def _closing_brackets(text: str) -> set[int]:
     """Positions of ``)`` that close a ``(`` more than one letter away."""
     opened, closing = [], set()
-    for position, character in enumerate(text):
-        if character == "(":
-            opened.append(position)
-        elif character == ")" and opened and position - opened.pop() > 2:
-            closing.add(position)
+    for bracket in re.finditer(r"[()]", text):
+        if bracket[0] == "(":
+            opened.append(bracket.start())
+        elif opened and bracket.start() - opened.pop() > 2:
+            closing.add(bracket.start())
     return closing
 
 
@@ -133,8 +136,3 @@ def _answer_of(solution: str) -> str:
         if tag:
             return inside
     return solution
-
-
-def option_key(text: str) -> str:
-    """What options are compared by: without case, surrounding space and final periods."""
-    return text.strip().lower().rstrip(".").rstrip()

@@ -60,7 +60,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "medgrpo.demo": set(),
     "medgrpo.demo.model": {"medgrpo.types"},
     "data_modules.labels": set(),
-    "data_modules.options": {"medgrpo.types"},
+    "data_modules.options": {"medgrpo.types", "medgrpo.blind"},
     "data_modules.fields": {"medgrpo.types"},
     "data_modules.rows": {"medgrpo.types"},
     "data_modules.readers": {"medgrpo.types", *(f"data_modules.{n}" for n in ("fields", "labels", "options"))},
