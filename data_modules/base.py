@@ -15,6 +15,7 @@ import torch
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader
 
+from data_modules.collate import Collate
 from data_modules.curriculum import (
     Curriculum,
     closed_to_open,
@@ -28,7 +29,7 @@ from data_modules.formats import Format, read_records
 from data_modules.image_root import ImageFile, ImageRoot
 from data_modules.images import MAX_IMAGE_PIXELS, find_images, spread
 from data_modules.labels import modality_of, task_of
-from data_modules.loading import Collate, PositionSampler, RepeatLoader, evaluation_loader, train_loader
+from data_modules.loading import PositionSampler, RepeatLoader, evaluation_loader, train_loader
 from medgrpo.types import MODALITIES, DataError, PromptBatch, Record, SettingsError
 
 Split = Literal["train", "val", "test", "predict"]

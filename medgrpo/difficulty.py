@@ -29,8 +29,8 @@ from lightning.pytorch.cli import LightningArgumentParser
 from tqdm import tqdm
 
 from data_modules.base import MedicalVQADataModule
+from data_modules.collate import Collate
 from data_modules.curriculum import check_same_questions, question_hash, read_pass_counts
-from data_modules.loading import Collate
 from medgrpo.answers import verdict
 from medgrpo.blind import Share
 from medgrpo.callbacks import PredictionWriter

@@ -122,8 +122,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """Time both in turn, after one run of each that is not counted."""
     import torch
 
+    from data_modules.collate import Collate
     from data_modules.formats import read_records
-    from data_modules.loading import Collate
     from medgrpo.prefix import encode, prepare
 
     common.make_inputs(args, args.prompts)

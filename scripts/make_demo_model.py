@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 from torch.nn.utils.rnn import pad_sequence
 
-from data_modules.loading import Collate
+from data_modules.collate import Collate
 from data_modules.phantom import FINDINGS, SIGNS, phantom
 from medgrpo.demo.model import build_model, build_processor, build_tokenizer, tiny_config
 from medgrpo.prefix import encode, prepare, score

@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from PIL import Image
 from tiny import processor_of
 
-import data_modules.loading
+import data_modules.collate
 from data_modules import CT, LesionGrading, MedicalVQADataModule, XRay
 from medgrpo.types import MODALITIES, DataError, SettingsError
 
@@ -148,7 +148,7 @@ def test_a_second_run_finds_its_images_processed(files, tmp_path: Path, monkeypa
 
     cache = str(tmp_path / "cache")
     plain, _ = run(None), run(cache)
-    monkeypatch.setattr(data_modules.loading, "open_rgb", lambda *_: pytest.fail("decoded"))
+    monkeypatch.setattr(data_modules.collate, "open_rgb", lambda *_: pytest.fail("decoded"))
     cached = run(cache)
     for one, other in zip(plain.batches, cached.batches, strict=True):
         assert torch.equal(one.pixel_values, other.pixel_values)

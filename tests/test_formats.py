@@ -6,12 +6,12 @@ import json
 from collections import Counter
 from itertools import product
 from pathlib import Path
-from time import perf_counter
 from typing import get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from patience import no_hang
 
 from data_modules.fields import MAX_TEXT
 from data_modules.formats import FORMATS, Format, read_records, scan, write_jsonl
@@ -101,12 +101,11 @@ def test_whatever_is_parsed_is_made_of_the_text(problem: str) -> None:
         "<answer>" * 12_000,
     ],
 )
-def test_no_text_takes_long_to_parse(text: str) -> None:
-    start = perf_counter()
-    parse_options(text)
-    with pytest.raises(DataError):
-        parse_gold(text, ("x", "y"))
-    assert perf_counter() - start < 2
+def test_no_text_hangs_the_parser(text: str) -> None:
+    with no_hang():
+        parse_options(text)
+        with pytest.raises(DataError):
+            parse_gold(text, ("x", "y"))
 
 
 @pytest.mark.parametrize("solution", ["<answer> B </answer>", "B", "Mass", "mass.", "<answer>mass</answer>"])

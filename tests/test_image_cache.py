@@ -18,12 +18,12 @@ from tiny import FAMILIES, processor_of
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+import data_modules.collate
 import data_modules.image_cache
-import data_modules.loading
+from data_modules.collate import Collate
 from data_modules.image_cache import ImageCache, ProcessedImage
 from data_modules.image_root import ImageFile
 from data_modules.images import open_rgb
-from data_modules.loading import Collate
 from medgrpo.types import DataError, PromptBatch, Record
 
 
@@ -53,7 +53,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         names.append(file.path.name)
         return open_rgb(file, *options)
 
-    monkeypatch.setattr(data_modules.loading, "open_rgb", noted)
+    monkeypatch.setattr(data_modules.collate, "open_rgb", noted)
     return names
 
 
@@ -95,7 +95,7 @@ def test_the_batch_is_the_same_with_and_without(family: str, records: list[Recor
 def test_what_is_found_is_neither_decoded_nor_processed(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = collate_of(root)(MIXED)
     monkeypatch.setattr(Image.Image, "load", lambda *_: pytest.fail("decoded"))
-    monkeypatch.setattr(data_modules.loading, "prepare", lambda *_: pytest.fail("resized"))
+    monkeypatch.setattr(data_modules.collate, "prepare", lambda *_: pytest.fail("resized"))
     image_processor = type(processor_of("qwen2_5_vl").image_processor)
     monkeypatch.setattr(image_processor, "preprocess", lambda *_, **__: pytest.fail("processed"))
     assert_same(collate_of(root)(MIXED), first)
@@ -147,7 +147,7 @@ def test_a_changed_setting_is_another_file(changed: Callable[[], dict], root: Pa
     [
         (data_modules.image_cache, "version", lambda library: "99" if library == "pillow" else "1"),
         (data_modules.image_cache, "FORMAT", -1),
-        (data_modules.loading, "THUMBNAIL_PIXELS", 20),
+        (data_modules.collate, "THUMBNAIL_PIXELS", 20),
     ],
 )
 def test_another_version_is_another_file(module, name, value, root, opened, monkeypatch) -> None:

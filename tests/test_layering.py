@@ -48,7 +48,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "medgrpo.difficulty": {
         *(f"medgrpo.{name}" for name in ("types", "answers", "blind", "callbacks", "trainer_cli", "module", "policy")),
         *(f"medgrpo.{name}" for name in ("policy_module", "prefix")),
-        *(f"data_modules.{name}" for name in ("base", "curriculum", "loading")),
+        *(f"data_modules.{name}" for name in ("base", "collate", "curriculum")),
     },
     "medgrpo.data_cli": {
         "medgrpo.types",
@@ -80,13 +80,15 @@ MAY_IMPORT: dict[str, set[str]] = {
     "data_modules.image_hashes": {"medgrpo.types", "data_modules.image_root", "data_modules.images"},
     "data_modules.image_cache": {"data_modules.image_root"},
     "data_modules.curriculum": {"medgrpo.types"},
-    "data_modules.loading": {
+    "data_modules.collate": {
         *(f"medgrpo.{name}" for name in ("types", "prompts")),
-        *(f"data_modules.{name}" for name in ("curriculum", "image_cache", "image_root", "images")),
+        *(f"data_modules.{name}" for name in ("image_cache", "image_root", "images")),
     },
+    "data_modules.loading": {"medgrpo.types", "data_modules.collate", "data_modules.curriculum"},
     "data_modules.base": {
         *(f"medgrpo.{name}" for name in ("types", "prompts")),
-        *(f"data_modules.{name}" for name in ("curriculum", "formats", "labels", "image_root", "images", "loading")),
+        *(f"data_modules.{name}" for name in ("collate", "curriculum", "formats", "labels")),
+        *(f"data_modules.{name}" for name in ("image_root", "images", "loading")),
     },
     "data_modules.split": {"medgrpo.types", "data_modules.leaks", "data_modules.options"},
     "data_modules.debias": {
