@@ -249,8 +249,9 @@ def _most_lacking(
     if lack[worst] > largest:
         return worst
     allowed = [name for name in shares if lack[name] >= cells[()] - largest]
+    in_order = sorted(cells.items())  # sums of floats depend on it, and the records come in any order
     gain = {
-        name: sum(num * (shares[name] * placed[cell] - counts[name][cell]) for cell, num in cells.items())
+        name: sum(num * (shares[name] * placed[cell] - counts[name][cell]) for cell, num in in_order)
         for name in allowed
     }
     return max(gain, key=gain.__getitem__)
