@@ -251,3 +251,12 @@ def test_shell_scripts_say_how_they_are_used(arguments, tmp_path):
     assert run.returncode == 2
     assert run.stderr.startswith(f"usage: bash scripts/{arguments[0]}")
     assert not list(tmp_path.iterdir())
+
+
+def test_data_tasks_run_on_what_is_made_for_them(script, tmp_path):
+    data = script("bench_data")
+    data.make_inputs(tmp_path, num_records=40, num_images=3, pixels=64)
+    for task in data.TASKS:
+        figures = data.measure(task, tmp_path)
+        assert set(figures) == {"seconds", "before", "peak_gib"}
+        assert figures["seconds"] > 0
