@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from lightning import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader
 
 from data_modules.collate import Collate
@@ -29,6 +30,7 @@ from data_modules.formats import Format, read_records
 from data_modules.image_root import ImageFile, ImageRoot
 from data_modules.images import MAX_IMAGE_PIXELS, find_images, spread
 from data_modules.labels import modality_of, task_of
+from data_modules.leaks import path_key
 from data_modules.loading import PositionSampler, RepeatLoader, evaluation_loader, train_loader
 from medgrpo.types import MODALITIES, DataError, PromptBatch, Record, SettingsError
 
@@ -203,8 +205,10 @@ class MedicalVQADataModule(LightningDataModule):
                 files = find_images(self.records[split], images)
             if self.trainer is not None:
                 self.bounds[split] = self._collate().check(self.records[split], files)
-        if stage == "fit" and self.trainer is not None:
-            self._check_batches(len(self.records["train"]))
+        if stage == "fit":
+            self._warn_of_leaks()
+            if self.trainer is not None:
+                self._check_batches(len(self.records["train"]))
 
     def transfer_batch_to_device(self, batch: PromptBatch, device: torch.device, dataloader_idx: int) -> PromptBatch:
         """Leave the batch where it is: the loader repeats it, and the module moves it once per rollout."""
@@ -316,6 +320,18 @@ class MedicalVQADataModule(LightningDataModule):
             return records
         chosen = np.random.default_rng(self.seed).choice(len(records), limit, replace=False)
         return [records[index] for index in sorted(chosen.tolist())]
+
+    def _warn_of_leaks(self) -> None:
+        """Before training, not after: how many validation records show a training image."""
+        seen = {path_key(image) for record in self.records["train"] for image in record.images}
+        val = self.records["val"]
+        shared = sum(not seen.isdisjoint(map(path_key, record.images)) for record in val)
+        if shared:
+            rank_zero_warn(
+                f"{shared} of {len(val)} validation records ({100 * shared / len(val):.1f} %) show an image that is "
+                "also in training, so their accuracy says little; `medgrpo data audit` tells more, and `medgrpo data "
+                "split` makes splits without"
+            )
 
     def _check_batches(self, num_records: int) -> None:
         num_micro, world_size = self.trainer.accumulate_grad_batches, self.trainer.world_size

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from itertools import pairwise
 from multiprocessing import active_children
 from pathlib import Path
@@ -332,3 +333,15 @@ def test_a_volume_enters_as_several_images(files, tmp_path: Path) -> None:
     assert batch.images_per_prompt == (3, 3)
     assert [record.images for record in batch.records] == [("scan.tif[1]", "scan.tif[3]", "scan.tif[5]")] * 2
     assert [int(t.float().mean()) for t in batch.thumbnails] == [50, 50]
+
+
+def test_validation_images_that_are_trained_on_are_told_before_training(files, tmp_path: Path) -> None:
+    Image.new("L", (56, 84), 100).save(tmp_path / "b.png")
+    others = save(tmp_path / "others.jsonl", 3, image="b.png")
+    with pytest.warns(
+        UserWarning, match=r"3 of 6 validation records \(50\.0 %\) show an image"
+    ):
+        MedicalVQADataModule(**files | {"val": [save(tmp_path / "v.jsonl", 3, image="./a.png"), others]}).setup("fit")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        MedicalVQADataModule(**files | {"val": others}).setup("fit")
