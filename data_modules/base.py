@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import heapq
 from collections.abc import Iterator, Sequence
@@ -393,5 +394,6 @@ def _no_collection() -> Iterator[None]:
         yield
     finally:
         gc.freeze()
+        atexit.register(gc.unfreeze)  # or extension modules that are still there complain when Python ends
         if enabled:
             gc.enable()
