@@ -21,10 +21,11 @@ from data_modules.repeats import (
     compare_files,
     count_duplicates,
     find_contradictions,
+    group_copies,
     group_equal,
 )
 from medgrpo.blind import OptionPrior, Share, StyleCue, chance, majority_letter, style
-from medgrpo.types import Record, SettingsError
+from medgrpo.types import Record
 
 SPLITS: tuple[Split, Split] = ("train", "test")
 
@@ -185,7 +186,7 @@ def audit(
     if records["train"] and records["test"]:
         leak, pairs = find_leaks(records["train"], records["test"], hashes, near_distance)
         prior = OptionPrior(records["train"])
-    equal = group_equal(files)
+    equal, copies = group_equal(files), group_copies(files)
     paths = {split: list(dict.fromkeys(i for r in found for i in r.images)) for split, found in records.items()}
     return Audit(
         files=tuple(_file_count(*file) for file in files),
@@ -193,7 +194,7 @@ def audit(
         counts={split: _counts(found) for split, found in records.items()},
         malformed=_rows(files, "malformed"),
         unused=_rows(files, "unused"),
-        duplicates=count_duplicates(files, equal),
+        duplicates=count_duplicates(files, equal, copies),
         contradictions=find_contradictions(files),
         images={split: _images(records[split], paths[split], hashes) for split in SPLITS},
         image_problems=_image_problems(files, hashes or {}),
@@ -202,54 +203,8 @@ def audit(
         pairs=pairs,
         blind=_blind(records["test"] or records["train"], prior, text_only),
         groups=_groups(records, leak, prior),
-        views=compare_files(files, equal),
+        views=compare_files(files, equal, copies),
     )
-
-
-def check_limits(json: Mapping[str, Any], limits: Mapping[str, float]) -> list[str]:
-    """What a data set may not exceed.
-
-    Args:
-        json: from `Audit.to_json`.
-        limits: greatest value allowed, by dotted key, e.g. ``{"leak.path": 0, "groups.modality.ct.leak.path": 0}``.
-
-    Returns:
-        One line for each value above its limit.
-
-    Raises:
-        SettingsError: a key that the audit does not have, or that has no value in this one.
-    """
-    values = _numbers(json)
-    unknown = [key for key in limits if values.get(key) is None]
-    if unknown:
-        known = [key for key, value in values.items() if value is not None and not key.startswith("groups.")]
-        reasons = [
-            f"{key} was not measured (it needs train and test, records with options, image hashes or a text-only model)"
-            if key in values
-            else f"{key} is no figure of an audit"
-            for key in unknown
-        ]
-        raise SettingsError(
-            f"limit: {'; '.join(reasons)}. Expected one of {', '.join(known)}, "
-            "or one of those that every group has, e.g. groups.modality.ct.leak.path"
-        )
-    # "not <=", so that a limit or value that is no number does not pass.
-    return [
-        f"{key} is {values[key]}, above the limit of {limit}"
-        for key, limit in limits.items()
-        if not values[key] <= limit
-    ]
-
-
-def _numbers(json: Mapping[str, Any], prefix: str = "") -> dict[str, float | None]:
-    """Numbers and missing numbers below a JSON object, by dotted key."""
-    found: dict[str, float | None] = {}
-    for name, value in json.items():
-        if isinstance(value, Mapping):
-            found |= _numbers(value, f"{prefix}{name}.")
-        elif value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
-            found[prefix + name] = value
-    return found
 
 
 def _file_count(split: Split, name: str, reading: Reading) -> FileCount:

@@ -90,7 +90,10 @@ def _table(table: Table) -> str:
         labels = "".join(f"<th scope=row>{_text(cell)}</th>" for cell in cells[: table.labels])
         return f"<tr>{labels}{''.join(f'<td>{_text(cell)}</td>' for cell in cells[table.labels :])}</tr>"
 
-    head = "".join(f"<th scope=col>{_text(cell)}</th>" for cell in table.head)
+    head = "".join(
+        f"<th scope=col{' class=label' if column < table.labels else ''}>{_text(cell)}</th>"
+        for column, cell in enumerate(table.head)
+    )
     title = _text(table.title)
     return (
         f'<div class=scroll role=region tabindex=0 aria-label="{title}"><table><caption>{title}</caption>'
@@ -174,7 +177,8 @@ table { border-collapse: collapse; overflow-wrap: normal; }
 caption { text-align: left; font-weight: 600; padding: .25rem 0; }
 th, td { padding: .25rem .6rem; border-bottom: 1px solid var(--line); text-align: right;
   font-variant-numeric: tabular-nums; }
-th[scope=row] { text-align: left; font-weight: 400; }
+th[scope=row] { font-weight: 400; }
+th[scope=row], thead th.label { text-align: left; }
 thead th { color: var(--soft); }
 details { margin: 1rem 0; }
 article { border-top: 1px solid var(--line); }

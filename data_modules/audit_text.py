@@ -78,14 +78,18 @@ def _leak_findings(audit: Audit) -> Iterable[Finding]:
             continue
         share = _of(len(leak.records), audit.records["test"], "test records")
         text = f"{share} show an image that is also in training: {KIND_NAMES[kind]} ({leak.images:,} images)."
-        name, paths = audit.most_used_name
-        if kind == "name" and leak.records and paths > 2:
-            text += f" Some names say little: {paths:,} different paths end in {printable(name)}."
+        if kind == "name" and leak.records:
+            text += _weak_names(audit)
         if kind == "near":
             text += " Those of the same content are among them."
         yield Finding(bool(leak.records), text)
     if audit.leak["hash"] is None:
         yield Finding(False, "Images were not opened: copies under other names were not looked for.")
+
+
+def _weak_names(audit: Audit) -> str:
+    name, paths = audit.most_used_name
+    return f" Some names say little: {paths:,} different paths end in {printable(name)}." if paths > 2 else ""
 
 
 def _blind_findings(audit: Audit) -> Iterable[Finding]:
@@ -121,6 +125,11 @@ def _repeat_findings(audit: Audit) -> Iterable[Finding]:
     if same.between:
         share = _of(same.between, audit.records["test"], "test records")
         yield Finding(True, f"{share} are also in training: same images, problem and answer.")
+    elsewhere = (same.between_by_name or 0) - (same.between or 0)
+    if elsewhere > 0:
+        share = _of(elsewhere, audit.records["test"], "test records")
+        text = f"{share} are also in training under another folder, or with options in another layout or order."
+        yield Finding(True, text + _weak_names(audit))
     repeated = {
         "training": (same.train, audit.records["train"], "training records"),
         "test": (same.test, audit.records["test"], "test records"),
@@ -134,7 +143,7 @@ def _repeat_findings(audit: Audit) -> Iterable[Finding]:
         yield Finding(False, f"{same.options:,} records offer the same text twice, but for case and final period.")
     if wrong.groups:
         text = (
-            f"{wrong.groups:,} questions about the same images have several right answers ({wrong.records:,} records);"
+            f"Questions about the same images with several right answers: {wrong.groups:,} ({wrong.records:,} records);"
             f" in {wrong.certain:,} of them one record offers the other's right answer as a wrong one."
         )
         yield Finding(wrong.certain > 0, text)
@@ -187,15 +196,20 @@ def tables(audit: Audit) -> list[Table]:
         for name, share in _shares(audit.blind)
         if share is not None
     ]
-    groups = [
-        (by, name, _count(group.records["train"]), _count(group.records["test"]))
-        + tuple(map(_count, group.leak.values()))
-        + tuple(_percent(share) for _, share in _shares(group.blind)[:5])
-        for by, of_name in audit.groups.items()
-        for name, group in of_name.items()
+    groups = [(by, name, group) for by, of_name in audit.groups.items() for name, group in of_name.items()]
+    leaking = [
+        (by, name, *map(_count, group.records.values()), *map(_count, group.leak.values()))
+        for by, name, group in groups
+    ]
+    guessed = [
+        (by, name, _count(group.blind.chance.n), *(_percent(share) for _, share in _shares(group.blind)[:5]))
+        for by, name, group in groups
+        if group.blind.chance.n
     ]
     views = [
-        (*view.files, _count(view.records), _count(view.images)) for view in audit.views if view.records or view.images
+        (*view.files, _count(view.records), _count(view.records_by_name), _count(view.images))
+        for view in audit.views
+        if view.records or view.records_by_name or view.images
     ]
     asked = "test" if audit.asked == "test" else "training"
     found = [
@@ -204,26 +218,18 @@ def tables(audit: Audit) -> list[Table]:
         Table("Test records whose image is in training", ("compared by", "records", "share", "images"), tuple(leaks)),
         Table(f"What is reached without the image ({asked} records)", ("", "right", "of", "share"), tuple(blind)),
         Table(
-            f"By group: test records whose image is in training, and what is reached blind ({asked} records)",
-            (
-                "by",
-                "name",
-                "train",
-                "test",
-                "path",
-                "name",
-                "hash",
-                "near",
-                "chance",
-                "letter",
-                "lookup",
-                "odd",
-                "right",
-            ),
-            _limited(groups),
+            "Records by group, and test records whose image is in training",
+            ("by", "name", "train", "test", "path", "name", "hash", "near"),
+            _limited(leaking),
             2,
         ),
-        Table("Files that overlap", ("file", "and file", "records", "images"), _limited(views), 2),
+        Table(
+            f"By group: what is reached without the image ({asked} records)",
+            ("by", "name", "of", "chance", "letter", "lookup", "odd", "right"),
+            _limited(guessed),
+            2,
+        ),
+        Table("Files that overlap", ("file", "and file", "records", "by name", "images"), _limited(views), 2),
     ]
     return [table for table in found if table.rows]
 
@@ -267,6 +273,7 @@ def _figures(audit: Audit) -> list[tuple[str, str]]:
         *leaks,
         *((name, _percent(share)) for name, share in _shares(audit.blind)),
         ("test records that are also in training", _count(audit.duplicates.between)),
+        ("likewise, but for folders and layout", _count(audit.duplicates.between_by_name)),
         ("records that offer a text twice", _count(audit.duplicates.options)),
         ("questions with different right answers", _count(audit.contradictions.groups)),
     ]

@@ -16,20 +16,21 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from data_modules.formats import Format, Reading, scan, write_jsonl
+from data_modules.formats import Format, Reading, UnknownFormat, place_id, scan, write_jsonl
 from data_modules.image_hashes import ImageHash
-from data_modules.rows import find_files
+from data_modules.rows import STORED, find_files, printable
 from medgrpo.types import DataError, Record
 
 
 @dataclass(frozen=True)
 class Dropped:
-    """A row that gives no record."""
+    """A row that gives no record, or a whole file."""
 
     file: str
-    index: int
+    index: int | None
+    """Of the row in the file, from 0; None for the file."""
     kind: str
-    """``malformed``, ``unused``, ``duplicate`` or ``image``."""
+    """``malformed``, ``unused``, ``duplicate``, ``image``, or ``file`` for one that holds no questions."""
     reason: str
 
 
@@ -41,18 +42,27 @@ class Conversion:
     """In the order of the files and of the rows in them."""
     dropped: list[Dropped] = field(default_factory=list)
     sources: list[dict[str, Any]] = field(default_factory=list)
-    """Name, SHA-256, bytes and counts of each file."""
+    """Name, SHA-256, bytes and number of records of each file."""
+    unwritten: int = 0
+    """Images that are stored inside the files and were not written to a folder."""
 
     def summary(self) -> str:
         """What was read, and what was left out and why."""
         lines = [f"{len(self.records)} records from {len(self.sources)} files"]
         lines += [f"  {s['records']:>8}  {s['file']}" for s in self.sources]
-        if self.dropped:
-            lines.append(f"{len(self.dropped)} rows left out:")
-            reasons = Counter((row.kind, _general(row.reason)) for row in self.dropped)
+        for what, dropped in (
+            ("files", [file for file in self.dropped if file.index is None]),
+            ("rows", [row for row in self.dropped if row.index is not None]),
+        ):
+            if not dropped:
+                continue
+            lines.append(f"{len(dropped)} {what} left out:")
+            reasons = Counter((row.kind, _general(row.reason)) for row in dropped)
             lines += [f"  {count:>8}  {kind}: {reason}" for (kind, reason), count in reasons.most_common(MAX_REASONS)]
             if len(reasons) > MAX_REASONS:
                 lines.append(f"            and {len(reasons) - MAX_REASONS} other reasons")
+        if self.unwritten:
+            lines.append(f"{self.unwritten} images are stored inside the files: --save_images DIR writes them")
         return "\n".join(lines)
 
 
@@ -109,34 +119,57 @@ def convert(
 
     Args:
         sources: files, or folders that are searched in the order of names.
-        format: of all of them; auto looks at the first row of each.
+        format: of all of them; auto looks at the first rows of each, and leaves out a file in a folder whose fields are
+            those of no format, such as lists of organs among the images.
         save_images: folder for images that are stored inside the files.
         keep_duplicates: False leaves out a record whose images, question, options and answer have all come before;
             what it says of modality, task and dataset goes to the first one, if that says nothing.
         progress: wraps the list of files, e.g. ``tqdm``.
+
+    Raises:
+        DataError: a path without question files, a file that cannot be read as a whole, or a named one of no format.
     """
     files, names = _named([file for source in sources for file in find_files(source)])
-    result, seen = Conversion(), {}
+    named, unwritten = set(map(Path, sources)), set()
+    result, seen, copies = Conversion(), {}, Counter()
     for file, name in zip(files if progress is None else progress(files), names, strict=True):
-        reading = scan(file, format, save_images)
-        kept = 0
+        try:
+            reading = scan(file, format, save_images)
+        except UnknownFormat as error:
+            if file in named:
+                raise
+            reason = str(error).removeprefix(f"{file}: ").partition(", which")[0]
+            result.dropped.append(Dropped(name, None, "file", f"no known format: {reason}"))
+            continue
+        kept, dropped = 0, []
+        stores_images = file.is_dir() or file.suffix.lower() == ".parquet"
         for record, index in zip(reading.records, reading.rows, strict=True):
             origin = f"{name}#{index}"
             key = content_id(record)
             if key in seen and not keep_duplicates:
                 first = result.records[seen[key]]
                 result.records[seen[key]] = _completed(first, record)
-                result.dropped.append(Dropped(name, index, "duplicate", f"same content as {first.metadata['source']}"))
+                dropped.append(Dropped(name, index, "duplicate", f"same content as {first.metadata['source']}"))
                 continue
-            id = key if key not in seen else f"{key}~{origin}"
+            copies[key] += 1
+            id = key if copies[key] == 1 else f"{key}~{copies[key]}"
             seen.setdefault(key, len(result.records))
-            own = {} if record.id == f"{file.stem}-{index}" else {"source_id": record.id}
+            own = {} if _is_given(record.id, place_id(file, index), key) else {"source_id": record.id}
             result.records.append(replace(record, id=id, metadata={**record.metadata, **own, "source": origin}))
+            if stores_images and save_images is None:
+                unwritten.update(filter(STORED.fullmatch, record.images))
             kept += 1
-        result.dropped += [Dropped(name, index, "malformed", why) for index, why in reading.malformed]
-        result.dropped += [Dropped(name, index, "unused", why) for index, why in reading.unused]
+        dropped += [Dropped(name, index, "malformed", why) for index, why in reading.malformed]
+        dropped += [Dropped(name, index, "unused", why) for index, why in reading.unused]
+        result.dropped += sorted(dropped, key=lambda row: row.index)
         result.sources.append({"file": name, **file_digest(file), "records": kept})
+    result.unwritten = len(unwritten)
     return result
+
+
+def _is_given(id: str, place: str, key: str) -> bool:
+    """Whether an id is not the publication's: that of the row's place, or of a record that was converted before."""
+    return id in (place, key) or id.startswith((f"{place}-", f"{key}~"))
 
 
 def _completed(record: Record, other: Record) -> Record:
@@ -147,15 +180,17 @@ def _completed(record: Record, other: Record) -> Record:
 
 def drop_missing_images(conversion: Conversion, hashes: Mapping[str, ImageHash]) -> None:
     """Leave out the records of which an image is missing or unreadable."""
-    kept = []
+    kept, lost = [], Counter()
     for record in conversion.records:
         errors = [hashes[image].error for image in record.images if hashes[image].error]
         if errors:
             file, index = record.metadata["source"].rsplit("#", 1)
             conversion.dropped.append(Dropped(file, int(index), "image", errors[0]))
+            lost[file] += 1
         else:
             kept.append(record)
     conversion.records = kept
+    conversion.sources = [s | {"records": s["records"] - lost[s["file"]]} for s in conversion.sources]
 
 
 def content_id(record: Record) -> str:
@@ -173,11 +208,13 @@ def save(
     """Write the records, the manifest and the list of what was left out.
 
     Raises:
-        DataError: nothing is left to write.
+        DataError: nothing is left to write, or it cannot be written; or ``out`` is not named as JSON lines.
     """
+    if out.suffix.lower() != ".jsonl":
+        raise DataError(f"{out}: expected a name that ends in .jsonl, by which the file is read again")
     if not conversion.records:
         raise DataError(f"nothing is left to write to {out}:\n{conversion.summary()}")
-    out.parent.mkdir(parents=True, exist_ok=True)
+    _make_folder(out.parent)
     dropped = out.with_suffix(".dropped.jsonl")
     dropped.unlink(missing_ok=True)
     if conversion.dropped:
@@ -197,11 +234,27 @@ def save(
 
 
 def write_text(path: Path, text: str) -> None:
-    """All or nothing; the folder is made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """All or nothing; the folder is made.
+
+    Raises:
+        DataError: it cannot be written.
+    """
+    _make_folder(path.parent)
     temporary = path.with_name(path.name + ".partial")
-    temporary.write_text(text, encoding="utf-8", newline="\n")
-    os.replace(temporary, path)
+    try:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+        os.replace(temporary, path)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written: {error.strerror}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be made a folder: {error.strerror}") from error
 
 
 def file_digest(path: Path) -> dict[str, Any]:
@@ -223,12 +276,13 @@ def _named(files: Iterable[Path]) -> tuple[list[Path], list[str]]:
     """Each file once, and the shortest ends of their paths that tell them apart."""
     files = list(dict.fromkeys(files))
     for depth in range(1, max((len(file.parts) for file in files), default=0)):
-        names = ["/".join(file.parts[-depth:]) for file in files]
+        names = [printable("/".join(file.parts[-depth:])) for file in files]
         if len(set(names)) == len(names):
             return files, names
-    return files, [str(file) for file in files]
+    return files, [printable(str(file)) for file in files]
 
 
 def _general(reason: str) -> str:
     """A reason without what only one row has, so that equal ones count together."""
-    return re.sub(r"^(image|same content as) .*?([:]|$)", r"\1\2", reason.split(", got ")[0])[:160]
+    reason = re.sub(r"^line [0-9]+: ", "", reason.split(", got ")[0])
+    return re.sub(r"^(image|same content as) .*?([:]|$)", r"\1\2", reason)[:160]

@@ -33,7 +33,10 @@ _REFERS = re.compile(
 )
 _MIXED_CASE = re.compile(r"[a-z]{1,3}[A-Z]|[α-ω]")
 _NORMAL = re.compile(r"\b(normal|healthy)\b|^no (\w+ )*(abnormalit|finding|lesion|disease|patholog)")
-_ABNORMAL = re.compile(r"^(an )?abnormalit(y|ies) (is |are )?(present|detected|visible)$")
+_ABNORMAL = re.compile(r"^(an )?abnormalit(y|ies)( (is |are )?(present|detected|visible))?$|^abnormal (\w+ )*\w+$")
+_NEGATIVE = re.compile(r"\bnegative\b")
+_EMPTY_WORDS = frozenset({"a", "an", "and", "in", "is", "of", "the", "with", "positive", "present"})
+"""Words that do not tell answers apart: ``COVID-19 positive`` says no more than ``COVID-19 pneumonia``."""
 
 
 @dataclass(frozen=True)
@@ -81,9 +84,9 @@ def debias(
         normalize_style: every option begins with a capital and ends without a period. Names that begin with small and
             capital letters or a Greek letter (``pH``, ``mRNA``, ``β-blocker``) stay.
         redraw: distractors of items with three or more options are drawn from the right answers of such items of the
-            same modality and task; where too few fit, of the same task in any modality of ``records``. Answers that are
-            right for the same image and task are left out, and what may be another name for the right answer. A task
-            that is unknown is guessed (`guess_task`).
+            same modality and task; where too few fit, of the same task in any modality of ``records``. Left out are
+            answers that are right together with the right one for any image, what may be another name for it, and what
+            only says that something else is absent (``COVID-19 negative``). An unknown task is guessed (`guess_task`).
         weights: draw distractors in proportion to how often they are right, so that the frequency of an answer says
             nothing, or all alike.
         drop_small_pool: leave out items that ``redraw`` could not do, instead of keeping their distractors.
@@ -158,6 +161,7 @@ class _Meaning:
     modality: str
     normal: bool
     abnormal: bool
+    negative: bool
 
     def may_be(self, other: _Meaning) -> bool:
         """True when both may be right at once: one says all that the other says, or they name the same thing."""
@@ -172,8 +176,10 @@ class _Meaning:
 
 
 def _meaning(key: str) -> _Meaning:
-    words = frozenset(w.removesuffix("s") if len(w) > 3 else w for w in re.findall(r"[^\W_]+", key)) or frozenset({key})
-    return _Meaning(words, modality_of(key), bool(_NORMAL.search(key)), bool(_ABNORMAL.search(key)))
+    said = (w.removesuffix("s") if len(w) > 3 else w for w in re.findall(r"[^\W_]+", key))
+    words = frozenset(said) - _EMPTY_WORDS or frozenset({key})
+    patterns = (_NORMAL, _ABNORMAL, _NEGATIVE)
+    return _Meaning(words, modality_of(key), *(bool(pattern.search(key)) for pattern in patterns))
 
 
 @dataclass(frozen=True)
@@ -208,42 +214,52 @@ class _Pools:
     texts: Mapping[str, str]
     """Key of an answer -> its most frequent spelling."""
     meanings: Mapping[str, _Meaning]
-    right: Mapping[tuple[str, str], set[str]]
-    """(image, task) -> keys of the answers that are right."""
+    together: Mapping[str, set[str]]
+    """Key of an answer -> keys of all that are right for an image for which it is right, under the same task."""
 
 
 def _pools(records: Sequence[Record], weights: Weights) -> _Pools:
     counts: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
     spellings: dict[str, Counter[str]] = defaultdict(Counter)
     right: dict[tuple[str, str], set[str]] = defaultdict(set)
+    together: dict[str, set[str]] = defaultdict(set)
     for record in records:
         if not record.options:
             continue
         task, gold = _task(record), _gold(record)
+        key = option_key(gold)
         for image in record.images:
-            right[image, task].add(option_key(gold))
+            right[image, task].add(key)
         if len(record.options) > 2:
             for modality in (record.modality, "*"):
-                counts[modality, task][option_key(gold)] += 1
-            spellings[option_key(gold)][gold] += 1
+                counts[modality, task][key] += 1
+            spellings[key][gold] += 1
+    for keys in right.values():
+        for key in keys:
+            together[key] |= keys
     pools = {}
     for name, count in counts.items():
         keys = sorted(count)
         chances = [count[key] if weights == "frequency" else 1 for key in keys]
         pools[name] = _Pool(keys, chances, list(accumulate(chances)))
     texts = {key: min(found, key=lambda text: (-found[text], text)) for key, found in spellings.items()}
-    return _Pools(pools, texts, {key: _meaning(key) for key in texts}, right)
+    return _Pools(pools, texts, {key: _meaning(key) for key in texts}, together)
 
 
 def _redraw(record: Record, pools: _Pools, rng: Random) -> Record | None:
     """The record with other distractors, its gold in place; None when no pool has enough."""
     task, gold = _task(record), option_key(_gold(record))
-    right = {gold}.union(*(pools.right[image, task] for image in record.images))
+    right = {gold} | pools.together.get(gold, set())
 
     def fits(key: str, drawn: list[str]) -> bool:
         meaning = pools.meanings[key]
         named = record.modality != "" and meaning.modality == record.modality
-        return key not in right and not named and not any(meaning.may_be(pools.meanings[k]) for k in (gold, *drawn))
+        return (
+            key not in right
+            and not named
+            and not meaning.negative
+            and not any(meaning.may_be(pools.meanings[k]) for k in (gold, *drawn))
+        )
 
     for modality in (record.modality, "*"):
         keys = pools.by_task[modality, task].draw(len(record.options) - 1, fits, rng)

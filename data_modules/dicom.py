@@ -73,7 +73,8 @@ def open_rgb(path: Path, frame: str, max_image_pixels: int, window: tuple[float,
     """One frame as a viewer shows it.
 
     Grey values are shown through ``window``, else the file's VOI LUT or first window, else from their least to their
-    greatest. Padding (Pixel Padding Value) is not counted and black. MONOCHROME1 is inverted. Colours are left alone.
+    greatest. Padding (Pixel Padding Value) and what is not finite is not counted and black. MONOCHROME1 is inverted.
+    Colours are left alone. One pixel becomes one pixel, also where pixels are not square.
 
     Args:
         path: of the file.
@@ -139,7 +140,10 @@ def _header(path: Path, max_image_pixels: int) -> _Header:
         raise DataError(f"expected at least one pixel, got {dataset.Columns} x {dataset.Rows}")
     if is_cut:
         raise DataError(f"expected a DICOM image, got {kind} without Pixel Data; it is a header alone, or truncated")
-    return _Header(dataset, syntax or _implied_syntax(dataset), int(dataset.get("NumberOfFrames") or 1))
+    count = int(dataset.get("NumberOfFrames") or 1)
+    if count < 1:
+        raise DataError(f"expected at least one frame, got NumberOfFrames={count}")
+    return _Header(dataset, syntax or _implied_syntax(dataset), count)
 
 
 def _transfer_syntax(path: Path) -> str:
@@ -193,7 +197,8 @@ def _decoded(path: Path, header: _Header, index: int) -> np.ndarray:
     try:
         if syntax.is_encapsulated and not get_decoder(syntax).is_available:
             raise DataError(f"no installed package decodes {syntax.name}: {INSTALL}")
-        if syntax == DeflatedExplicitVRLittleEndian:
+        # Of one-bit pixels that are missing, pydicom makes zeros unless it has read all of the file.
+        if syntax == DeflatedExplicitVRLittleEndian or header.dataset.BitsAllocated == 1:
             return pixel_array(dcmread(path), index=index)
         if syntax.is_encapsulated:
             dataset = dcmread(path)
@@ -248,11 +253,10 @@ def _to_8_bits(colours: np.ndarray, bits: int) -> np.ndarray:
 
 def _grey(stored: np.ndarray, dataset: Dataset, photometric: str, window: tuple[float, float] | None) -> np.ndarray:
     """uint8 [rows, columns]"""
-    from pydicom.pixels import apply_modality_lut
     from pydicom.pixels.processing import apply_voi
 
     shown = _not_padding(stored, dataset)
-    values = apply_modality_lut(stored, dataset)
+    values = _in_units(stored, dataset)
     file_window = _first(dataset.get("WindowCenter")), _first(dataset.get("WindowWidth"))
     function = str(dataset.get("VOILUTFunction") or "LINEAR").upper()
     if window:
@@ -261,6 +265,8 @@ def _grey(stored: np.ndarray, dataset: Dataset, photometric: str, window: tuple[
         bits = dataset.VOILUTSequence[0].LUTDescriptor[2]
         grey = _to_8_bits(apply_voi(values.round().astype(np.int64), dataset).astype(np.uint16), bits)
     elif None not in file_window and file_window[1] > 0:
+        if function == "LINEAR" and file_window[1] < 1:  # of fractions, for which LINEAR is not defined
+            function = "LINEAR_EXACT"
         grey = windowed(values, *file_window, function, shown)
     else:
         grey = stretched(values, shown)
@@ -269,13 +275,33 @@ def _grey(stored: np.ndarray, dataset: Dataset, photometric: str, window: tuple[
     return grey if shown is None else np.where(shown, grey, 0).astype(np.uint8)
 
 
+def _in_units(stored: np.ndarray, dataset: Dataset) -> np.ndarray:
+    """Through the modality LUT, else rescaled; a slope or intercept that is missing or empty changes nothing."""
+    from pydicom.pixels import apply_modality_lut
+
+    if dataset.get("ModalityLUTSequence"):
+        return apply_modality_lut(stored, dataset)
+    slope, intercept = _first(dataset.get("RescaleSlope")), _first(dataset.get("RescaleIntercept"))
+    return stored.astype(np.float64) * _or(slope, 1.0) + _or(intercept, 0.0)
+
+
 def _not_padding(stored: np.ndarray, dataset: Dataset) -> np.ndarray | None:
-    padding = dataset.get("PixelPaddingValue")
+    """False where a value is no measurement; None if all are."""
+    is_float = stored.dtype.kind == "f"
+    kind = {4: "Float", 8: "DoubleFloat"}[stored.dtype.itemsize] if is_float else ""
+    shown = np.isfinite(stored) if is_float else None
+    padding = dataset.get(f"{kind}PixelPaddingValue")
     if padding is None:
-        return None
-    # Files of signed values often give the padding as the unsigned number of the same bits, and the other way round.
-    ends = np.array([padding, _or(dataset.get("PixelPaddingRangeLimit"), padding)]).astype(stored.dtype)
-    return (stored < ends.min()) | (stored > ends.max())
+        return shown
+    ends = np.array([padding, _or(dataset.get(f"{kind}PixelPaddingRangeLimit"), padding)])
+    if not is_float:
+        bits = 8 * stored.dtype.itemsize
+        if ends.min() < -(2 ** (bits - 1)) or ends.max() >= 2**bits:  # no pixel can be that
+            return None
+        # Files of signed values often give it as the unsigned number of the same bits, and the other way round.
+        ends = ends.astype(stored.dtype)
+    outside = (stored < ends.min()) | (stored > ends.max())
+    return outside & shown if is_float else outside
 
 
 def _or(value: Any, other: Any) -> Any:

@@ -111,9 +111,15 @@ def _cut(value: Any, depth: int) -> Any:
 
 def _json(value: Any, name: str) -> str:
     try:
-        return json.dumps(value, ensure_ascii=False, default=str)
+        return json.dumps(value, ensure_ascii=False, default=_plain)
     except (ValueError, RecursionError, TypeError) as error:
         raise DataError(f"field {name!r}: cannot be kept as text: {error}") from error
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, DataError):  # in place of an object that has a field twice
+        raise value
+    return str(value)
 
 
 def _check_characters(value: str, name: str) -> None:

@@ -17,7 +17,7 @@ from data_modules.exam_readers import medmcqa_base
 from data_modules.fields import MAX_TEXT, Row, Unused, label, paths, show, text, texts, with_options
 from data_modules.labels import labels_of_file, modality_of
 from data_modules.readers import FORMATS as IMAGE_FORMATS
-from data_modules.rows import load_rows
+from data_modules.rows import load_rows, printable
 from medgrpo.types import LETTERS, MODALITIES, DataError, Record
 
 Format = Literal[
@@ -62,6 +62,10 @@ MAX_LISTED = 20
 """Problems of one file that an error spells out; the rest are counted."""
 
 
+class UnknownFormat(DataError):
+    """A file whose rows have the fields of no format: perhaps it holds no questions."""
+
+
 @dataclass(frozen=True)
 class Reading:
     """What one file gave."""
@@ -86,7 +90,8 @@ def scan(path: str | Path, format: Format = "auto", save_images: str | Path | No
             records name the paths that the images would have below it.
 
     Raises:
-        DataError: the file as a whole cannot be read, or is of no known format.
+        DataError: the file as a whole cannot be read.
+        UnknownFormat: ``auto`` knows no format with the fields of its rows.
     """
     path = Path(path)
     rows = load_rows(path, Path(save_images) if save_images else None)
@@ -99,11 +104,11 @@ def scan(path: str | Path, format: Format = "auto", save_images: str | Path | No
         rows = list(rows)
         name = _medmcqa(path, rows)
     _, read = FORMATS[name]
-    (modality, task), stem = labels_of_file(path), path.stem
+    modality, task = labels_of_file(path)
     reading, seen = Reading([], [], []), {}
     for index, row in enumerate(rows):
         try:
-            records = _read(read, row, modality, task, f"{stem}-{index}")
+            records = _read(read, row, modality, task, place_id(path, index))
             for record in records:
                 if record.id in seen:
                     raise DataError(f"field 'id': {record.id[:80]!r} is also the id of record {seen[record.id]}")
@@ -116,6 +121,11 @@ def scan(path: str | Path, format: Format = "auto", save_images: str | Path | No
             reading.records.extend(records)
             reading.rows.extend(index for _ in records)
     return reading
+
+
+def place_id(path: Path, index: int) -> str:
+    """Id of the record of a row that has none of its own; those of several records go on with a number."""
+    return f"{printable(path.stem)}-{index}"
 
 
 def read_records(path: str | Path, format: Format = "auto") -> list[Record]:
@@ -230,7 +240,7 @@ def _detect(path: Path, head: Sequence[Any]) -> str:
     if not names:
         got = head[0] if isinstance(head[0], DataError) else f"expected an object with fields, got {show(head[0])}"
         raise DataError(f"{path}: record 0: {got}")
-    raise DataError(
+    raise UnknownFormat(
         f"{path}: record 0 has fields {_listed(names[0])}, which is no known format. Where the names of the fields are "
         f"not those of the publication, rename them or write our own JSONL: {', '.join(_FIELDS)}. "
         f"Else name the format (`format`): {', '.join(FORMATS)}."

@@ -25,9 +25,10 @@ def windowed(
     Raises:
         ValueError: a width for which the function is not defined, or another function.
     """
-    least = 1 if function == "LINEAR" else 0
-    if not (width > least or width == least == 1):
-        raise ValueError(f"window: expected a width {'of at least 1' if least else 'above 0'}, got {width}")
+    if function == "LINEAR" and not width >= 1:
+        raise ValueError(f"window: expected a width of at least 1, got {width}")
+    if not width > 0:
+        raise ValueError(f"window: expected a width above 0, got {width}")
     values = values.astype(np.float32)
     if function == "SIGMOID":
         grey = 127.5 + 127.5 * np.tanh(2 * (values - center) / width)  # 255 / (1 + exp(-4 (x - c) / w))

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from data_modules.image_root import ImageFile
 
-FORMAT = 1
+FORMAT = 2
 """Goes up when ``images.open_rgb``, ``images.prepare``, the thumbnail or the file layout changes."""
 
 LIBRARIES = ("transformers", "qwen-vl-utils", "pillow", "torch", "torchvision", "numpy", "pydicom")

@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import signal
 import sys
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -25,7 +24,7 @@ import numpy as np
 from PIL import Image
 
 from data_modules.image_root import ImageFile, ImageRoot
-from data_modules.images import MAX_IMAGE_PIXELS, open_rgb
+from data_modules.images import MAX_IMAGE_PIXELS, obey_parent, open_rgb
 from medgrpo.types import DataError
 
 FORMAT = 1
@@ -169,6 +168,8 @@ def _line(key: str, result: ImageHash) -> str:
 
 def _stored(store: Path | None) -> dict[str, ImageHash]:
     known: dict[str, ImageHash] = {}
+    if store is not None and store.is_dir():
+        raise DataError(f"{store}: expected a file of image hashes, or a path to make one at, got a folder")
     if store is None or not store.exists():
         return known
     with store.open(encoding="utf-8", errors="replace") as lines:
@@ -206,12 +207,11 @@ def _mapping(num_workers: int, count: int) -> Iterator[Any]:
     if not num_workers or not count:
         yield map
         return
-    # Ctrl-C is for this process, which then cancels what has not begun.
-    pool = ProcessPoolExecutor(min(num_workers, count), None, signal.signal, (signal.SIGINT, signal.SIG_IGN))
+    pool = ProcessPoolExecutor(min(num_workers, count), initializer=obey_parent)
     try:
         yield partial(pool.map, chunksize=CHUNK)
     finally:
-        pool.shutdown(cancel_futures=True)
+        pool.shutdown(cancel_futures=True)  # after Ctrl-C, what has not begun does not begin
 
 
 def _with_bar(results: Iterable[Any], count: int, progress: bool) -> Iterable[Any]:

@@ -1,17 +1,20 @@
-"""Open and size images: PNG, JPEG, TIFF, BMP and what else Pillow reads, DICOM and NIfTI -> 8-bit RGB.
+"""Open and size images: PNG, JPEG, TIFF, BMP and a few more, DICOM and NIfTI -> 8-bit RGB.
 
 No pixel is decoded before the header has told how many there are.
 """
 
 from __future__ import annotations
 
+import os
+import signal
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from functools import lru_cache, partial
 from itertools import chain, islice
-from multiprocessing import get_context
+from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
+from threading import Thread
 from types import ModuleType
 
 import numpy as np
@@ -30,6 +33,9 @@ MAX_LISTED = 1000
 
 MANY = 5000
 """Image headers that one process reads at a time."""
+
+FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP", "JPEG2000", "PPM")
+"""That Pillow may open a file as. Of the others, EPS is a program that Ghostscript would run."""
 
 PLAIN_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"}
 """Files that are neither DICOM nor NIfTI."""
@@ -73,9 +79,20 @@ def image_sizes(files: Mapping[str, ImageFile], max_image_pixels: int) -> dict[s
     places = [(str(file.path), file.frame) for file in files.values()]  # far smaller than pickled paths
     parts = [places[start : start + MANY] for start in range(0, len(places), MANY)]
     # Forked, since an interpreter that starts anew would load all of torch first.
-    with ProcessPoolExecutor(2, get_context("fork")) as pool:
+    with ProcessPoolExecutor(2, get_context("fork"), obey_parent) as pool:
         sizes = chain.from_iterable(pool.map(partial(_sizes_at, measure), parts))
         return dict(zip(files, sizes, strict=True))
+
+
+def obey_parent() -> None:
+    """First thing in a process of a pool: leave Ctrl-C to the parent, and end when it is killed, not wait for ever."""
+
+    def follow() -> None:
+        connection.wait([parent_process().sentinel])
+        os._exit(1)
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    Thread(target=follow, daemon=True).start()
 
 
 def _sizes_at(measure: Callable, places: Iterable[tuple[str, str]]) -> list[tuple[int, int] | DataError]:
@@ -193,13 +210,14 @@ def _opened(file: ImageFile, max_image_pixels: int) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # max_image_pixels decides, below
-            image = Image.open(file.path)
+            image = Image.open(file.path, formats=FORMATS)
     except Image.DecompressionBombError as error:  # so large that Pillow refuses it before we can
-        raise DataError(f"{file}: exceeds max_image_pixels={max_image_pixels}: {error}") from error
+        which = f"max_image_pixels={max_image_pixels}"
+        if max_image_pixels >= 2 * Image.MAX_IMAGE_PIXELS:
+            which = "what Pillow opens, however great max_image_pixels is; scale it down"
+        raise DataError(f"{file}: exceeds {which}: {error}") from error
     except Exception as error:  # a broken header can raise nearly anything from a reader
-        raise DataError(
-            f"{file}: expected an image that Pillow can open (PNG, JPEG, TIFF, BMP), DICOM or NIfTI, got: {error}"
-        ) from error
+        raise DataError(f"{file}: expected an image ({', '.join(FORMATS)}, DICOM or NIfTI), got: {error}") from error
     try:
         _check_pixels(image, file, max_image_pixels)
         if file.frame:

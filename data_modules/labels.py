@@ -6,8 +6,15 @@ import re
 from pathlib import Path
 
 ALIASES: dict[str, tuple[str, ...]] = {
-    "ct": ("CT", "CT(Computed Tomography)", "Computed Tomography", "CAT scan"),
-    "mri": ("MRI", "MR", "MR (Mag-netic Resonance Imaging)", "Magnetic Resonance Imaging", "Magnetic Resonance"),
+    "ct": ("CT", "CT(Computed Tomography)", "Computed Tomography", "CT scan", "CAT scan"),
+    "mri": (
+        "MRI",
+        "MR",
+        "MR (Mag-netic Resonance Imaging)",
+        "Magnetic Resonance Imaging",
+        "Magnetic Resonance",
+        "MRI scan",
+    ),
     "xray": ("X-Ray", "Xray", "CXR", "Chest X-Ray", "Radiograph", "Radiography", "CR", "DX"),
     "ultrasound": ("ultrasound", "US", "Ultrasonography", "Sonography"),
     "fundus": ("Fundus", "Fundus Photography", "CFP", "Color Fundus Photography"),

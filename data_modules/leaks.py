@@ -6,6 +6,7 @@ import posixpath
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -130,6 +131,24 @@ def _near(
         closest[test_index] = min(found, closest.get(test_index, found))
     partner = {test_hashes[index]: image_of[train_hashes[found]] for index, (_, found) in closest.items()}
     return {image: partner[known[image]] for image in test if known.get(image) in partner}
+
+
+def near_pairs(hashes: Mapping[str, ImageHash], max_distance: int) -> list[tuple[str, str]]:
+    """Pairs of images whose perceptual hashes are at most ``max_distance`` bits apart, enough to connect all such.
+
+    Of images with the same hash only neighbours are paired.
+    """
+    holders: dict[int, list[str]] = {}
+    for image, entry in hashes.items():
+        if entry.phash is not None:
+            holders.setdefault(entry.phash, []).append(image)
+    found = [pair for images in holders.values() for pair in pairwise(images)]
+    firsts = [images[0] for images in holders.values()]
+    bits = np.array(list(holders), np.uint64)
+    for index in range(len(bits) - 1):
+        close = np.flatnonzero(np.bitwise_count(bits[index] ^ bits[index + 1 :]) <= max_distance)
+        found += [(firsts[index], firsts[index + 1 + other]) for other in close]
+    return found
 
 
 def _leak(test: Sequence[Record], partner: Mapping[str, str]) -> Leak:

@@ -9,9 +9,9 @@ from medgrpo.types import LETTERS, DataError
 
 _BEFORE = r"(?:^|(?<=[\s,;.?!:\"']))"
 _LAYOUTS = (
-    re.compile(_BEFORE + r"([A-J])\)"),  # A)x, B)y and A) x\nB) y
-    re.compile(r"^[ \t]*([A-J])[:.](?=\s)", re.MULTILINE),  # A: x\nB: y
-    re.compile(_BEFORE + r"\(([A-J])\)"),  # (A) x (B) y
+    re.compile(_BEFORE + r"([A-Z])\)"),  # A)x, B)y and A) x\nB) y
+    re.compile(r"^[ \t]*([A-Z])[:.](?=\s)", re.MULTILINE),  # A: x\nB: y
+    re.compile(_BEFORE + r"\(([A-Z])\)"),  # (A) x (B) y
 )
 _MENTION = re.compile(r"\s*+(?:and/or|and|or|&|)\s*+,?\s*+", re.IGNORECASE)
 

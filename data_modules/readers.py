@@ -8,6 +8,7 @@ Fields that no other part of the record holds go to its metadata under their own
 from __future__ import annotations
 
 import re
+import string
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,18 +21,23 @@ MAX_TURNS = 100
 """Turns of one conversation; those of PubMedVision are few."""
 
 _PREFIX = re.compile(r"^[A-D]\s*:\s*")
+_MODALITY_TAG = re.compile(r"\s*<([A-Z][A-Z_-]*)>(?=\s*[^<\s])")
 
 
 def med_r1(row: Row, modality: str, task: str) -> Record:
-    """Med-R1: ``image, problem`` with inline options, ``solution`` in tags."""
-    problem = text(row, "problem")
+    """Med-R1: ``image, problem`` with inline options, ``solution`` in tags; and MediX-R1: ``<CT_SCAN>solution``."""
+    problem, solution = text(row, "problem"), text(row, "solution")
     images = paths(row, "image")
     question, options = parse_options(problem)
-    answer = parse_gold(text(row, "solution"), options)
+    extra = others(row, "image", "problem", "solution")
+    if tag := _MODALITY_TAG.match(solution):
+        solution, extra["modality"] = solution[tag.end() :], tag[1].replace("_", " ")
+        modality = _modality(extra, "modality", extra) or modality
+    answer = parse_gold(solution, options)
     parts = Path(images[0]).parts if images else ()
     dataset = parts[1] if len(parts) > 2 and parts[0] == "Images" else ""
-    extra = others(row, "image", "problem", "solution")
-    return Record("", problem, question, options, answer, images, modality, task, dataset, metadata=extra)
+    closed = not options and _is_yes_no(answer)
+    return Record("", problem, question, options, answer, images, modality, task, dataset, closed, extra)
 
 
 def medvlm_r1(row: Row, modality: str, task: str) -> Record:
@@ -68,7 +74,7 @@ def omnimedvqa(row: Row, modality: str, task: str) -> Record:
     """
     question, options = text(row, "question"), _lettered(row, "option_")
     name = "modality_type" if "modality_type" in row else "modality"
-    listed = [f"option_{letter}" for letter in LETTERS]
+    listed = [f"option_{letter}" for letter in string.ascii_uppercase]
     extra = others(row, "question", "gt_answer", "image_path", "question_id", "question_type", "dataset", *listed)
     kind = label(row, "question_type")
     return Record(
@@ -173,7 +179,7 @@ def adaptllm(row: Row, modality: str, task: str) -> Record:
         modality=modality,
         task=task,
         closed=not options and (_is_closed(row) if "answer_type" in row else _is_yes_no(answer)),
-        metadata=others(row, "image", "input", "label", "answer_type", *LETTERS),
+        metadata=others(row, "image", "input", "label", "answer_type", *string.ascii_uppercase),
     )
 
 
@@ -221,6 +227,8 @@ def pmc_vqa(row: Row, modality: str, task: str) -> Record:
     A choice loses the letter before it, right or wrong: its column tells which one it is.
     """
     names = [f"Choice {letter}" for letter in "ABCD"]
+    if label(row, "Choice E"):
+        raise DataError(f"field 'Choice E': expected four choices, got {show(row['Choice E'])}")
     question = _unquoted(text(row, "Question"))
     options = tuple(_choice(text(row, name)) for name in names)
     return Record(
@@ -262,7 +270,7 @@ def _unquoted(value: str) -> str:
 
 def _lettered(row: Row, prefix: str) -> tuple[str, ...]:
     """Options in fields such as ``option_A``, up to the last that holds any."""
-    found = [label(row, prefix + letter) for letter in LETTERS]
+    found = [label(row, prefix + letter) for letter in string.ascii_uppercase]
     while found and not found[-1]:
         found.pop()
     return tuple(found)
@@ -277,8 +285,8 @@ def _modality(row: Row, name: str, extra: dict[str, str]) -> str:
 
 
 def _answer(row: Row, name: str) -> str:
-    """A text or a number."""
-    return label(row, name) or text(row, name)
+    """A text, without the space around it, or a number."""
+    return (label(row, name) or text(row, name)).strip()
 
 
 def _numbered(row: Row, name: str, prefix: str) -> str:

@@ -9,6 +9,7 @@ from itertools import combinations
 from typing import Literal
 
 from data_modules.formats import Reading
+from data_modules.leaks import name_key
 from data_modules.options import option_key
 from medgrpo.types import Record
 
@@ -45,6 +46,8 @@ class Duplicates:
     test: int
     between: int | None
     """Test records that are also in training; None without both splits."""
+    between_by_name: int | None
+    """Test records that are also in training but for folders, layout and order of options: see `group_copies`."""
     options: int
     """Records that offer the same text twice, but for case and final period."""
     examples: tuple[Problem, ...]
@@ -70,6 +73,8 @@ class View:
     splits: tuple[Split, Split]
     records: int
     """Distinct records that are in both."""
+    records_by_name: int
+    """Likewise but for folders, layout and order of options: see `group_copies`."""
     images: int
     """Distinct images (paths) that are in both."""
 
@@ -83,8 +88,27 @@ def group_equal(files: Sequence[File]) -> list[list[Found]]:
     return list(groups.values())
 
 
-def count_duplicates(files: Sequence[File], equal: Sequence[Sequence[Found]]) -> Duplicates:
-    """Count records that repeat another (``equal`` is from `group_equal`) or an option."""
+def group_copies(files: Sequence[File]) -> list[list[Found]]:
+    """The same question as another data set may write it, together.
+
+    Same file names of images in whatever folders, same stem, same options in any order, same right answer; case, space
+    and final periods do not count. MedVLM-R1's file repeats Med-R1's records so. Where folders use the same names,
+    as SLAKE's ``source.jpg``, different images count as one.
+    """
+    groups: dict[tuple, list[Found]] = defaultdict(list)
+    for index, (_, _, reading) in enumerate(files):
+        for record in reading.records:
+            names = frozenset(map(name_key, record.images))
+            groups[names, _stem(record), frozenset(map(option_key, record.options)), _gold(record)].append(
+                (index, record)
+            )
+    return list(groups.values())
+
+
+def count_duplicates(
+    files: Sequence[File], equal: Sequence[Sequence[Found]], copies: Sequence[Sequence[Found]]
+) -> Duplicates:
+    """Count records that repeat another or an option; from `group_equal` and `group_copies`."""
     within, beyond, between, examples = 0, Counter(), 0, []
     for group in equal:
         if len(group) == 1:
@@ -104,7 +128,15 @@ def count_duplicates(files: Sequence[File], equal: Sequence[Sequence[Found]]) ->
     ]
     examples += [_problem(files, i, r, f"offers a text twice: {', '.join(r.options)}") for i, r in twice[:MAX_EXAMPLES]]
     both = {split for split, _, reading in files if reading.records} == {"train", "test"}
-    return Duplicates(within, beyond["train"], beyond["test"], between if both else None, len(twice), tuple(examples))
+    return Duplicates(
+        within_files=within,
+        train=beyond["train"],
+        test=beyond["test"],
+        between=between if both else None,
+        between_by_name=sum(_tested_again(files, group) for group in copies) if both else None,
+        options=len(twice),
+        examples=tuple(examples),
+    )
 
 
 def find_contradictions(files: Sequence[File]) -> Contradictions:
@@ -114,7 +146,7 @@ def find_contradictions(files: Sequence[File]) -> Contradictions:
         for record in reading.records:
             images = _images(record)
             offered = () if images else frozenset(map(option_key, record.options))  # "Which of these is true?"
-            groups[images, " ".join(record.question.lower().split()), offered].append((index, record))
+            groups[images, _stem(record), offered].append((index, record))
     wrong = [group for group in groups.values() if len(group) > 1 and len({_gold(record) for _, record in group}) > 1]
     examples = []
     for group in wrong[:MAX_EXAMPLES]:
@@ -125,21 +157,34 @@ def find_contradictions(files: Sequence[File]) -> Contradictions:
     return Contradictions(len(wrong), sum(map(len, wrong)), certain, tuple(examples))
 
 
-def compare_files(files: Sequence[File], equal: Iterable[Sequence[Found]]) -> tuple[View, ...]:
-    """Count what each pair of files has in common (``equal`` is from `group_equal`)."""
+def compare_files(
+    files: Sequence[File], equal: Iterable[Sequence[Found]], copies: Iterable[Sequence[Found]]
+) -> tuple[View, ...]:
+    """Count what each pair of files has in common; from `group_equal` and `group_copies`."""
     holders = defaultdict(list)
     for index, (_, _, reading) in enumerate(files):
         for image in {image for record in reading.records for image in record.images}:
             holders[image].append(index)
-    records, images = Counter(), Counter()
-    for group in equal:
-        records.update(combinations(sorted({index for index, _ in group}), 2))
+    records, by_name, images = Counter(), Counter(), Counter()
+    for counts, groups in ((records, equal), (by_name, copies)):
+        for group in groups:
+            counts.update(combinations(sorted({index for index, _ in group}), 2))
     for indices in holders.values():
         images.update(combinations(indices, 2))
     return tuple(
-        View((files[a][1], files[b][1]), (files[a][0], files[b][0]), records[a, b], images[a, b])
+        View((files[a][1], files[b][1]), (files[a][0], files[b][0]), records[a, b], by_name[a, b], images[a, b])
         for a, b in combinations(range(len(files)), 2)
     )
+
+
+def _tested_again(files: Sequence[File], group: Sequence[Found]) -> int:
+    """Test records of a group that has training records."""
+    splits = [files[index][0] for index, _ in group]
+    return splits.count("test") if "train" in splits else 0
+
+
+def _stem(record: Record) -> str:
+    return " ".join(record.question.lower().split())
 
 
 def _images(record: Record) -> tuple[str, ...]:

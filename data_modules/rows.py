@@ -5,16 +5,17 @@ Nothing here knows what a row means; `data_modules.formats` does.
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from data_modules.tables import table_rows
 from medgrpo.types import DataError
 
 SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".parquet")
@@ -38,6 +39,9 @@ _IMAGES = (
 )
 """Where the mark of an image format stands, the mark, and the ending that the format goes by."""
 
+STORED = re.compile(rf"[0-9a-f]{{32}}\.({'|'.join(sorted({ending for _, _, ending in _IMAGES}))})")
+"""Name that an image gets which is stored inside a row."""
+
 _BLANK = b" \t\r\n\xef\xbb\xbf"
 """White space, and the byte order mark that may begin a UTF-8 file."""
 
@@ -50,39 +54,65 @@ _NOT_TEXT = (
 )
 
 
+_NOT_A_FILE = "expected a file or folder, got a pipe or device: save what it gives to a file first"
+
+
 def find_files(source: str | Path) -> list[Path]:
     """The question files of a path: itself, or those below a folder in the order of their names.
 
-    A folder written by ``datasets.Dataset.save_to_disk`` counts as one file. Manifests, hidden files and links that
-    lead out of the folder are left out.
+    A folder written by ``datasets.Dataset.save_to_disk`` counts as one file. Hidden files, and what ``medgrpo data
+    convert`` writes beside its output, are left out; links to folders are not followed.
 
     Raises:
-        DataError: no such path; no question file below it; or a folder of several splits, which must be named one by
-            one.
+        DataError: no such path; no question file below it; a link to a file elsewhere, or a folder of several splits,
+            which must be named one by one.
     """
     path = Path(source)
-    if path.is_file() or _is_saved(path):
-        return [path]
-    if not path.is_dir():
-        raise DataError(f"{path}: no such file or folder")
-    found, root = [], path.resolve()
-    for folder, folders, names in os.walk(path):
-        here = Path(folder)
-        if "dataset_dict.json" in names:
-            raise _several_splits(here)
-        if _is_saved(here):
-            found.append(here)
-            folders.clear()
-            continue
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        wanted = [n for n in names if n.lower().endswith(SUFFIXES) and not n.startswith(".")]
-        files = [here / name for name in wanted if not name.endswith(".manifest.json")]
-        found += [file for file in files if file.resolve().is_relative_to(root)]
+    try:
+        if path.is_file() or _is_saved(path):
+            return [path]
+        if not path.is_dir():
+            raise DataError(f"{path}: {_NOT_A_FILE if path.exists() else 'no such file or folder'}")
+        found = list(_files_below(path))
+    except OSError as error:
+        raise DataError(f"{error.filename or path}: cannot be read: {error.strerror or error}") from error
     if not found:
         raise DataError(
             f"{path}: expected question files ({', '.join(SUFFIXES)}) or saved data sets below it, got none"
         )
     return sorted(found, key=lambda file: file.relative_to(path).as_posix())
+
+
+def _files_below(path: Path) -> Iterator[Path]:
+    def stop(error: OSError) -> None:
+        raise error  # `os.walk` would pass over a folder that cannot be read
+
+    allowed = _link_targets(path)
+    for folder, folders, names in os.walk(path, onerror=stop):
+        here = Path(folder)
+        if "dataset_dict.json" in names:
+            raise _several_splits(here)
+        if _is_saved(here):
+            yield here
+            folders.clear()
+            continue
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        wanted = [n for n in names if n.lower().endswith(SUFFIXES) and not n.startswith(".")]
+        for file in [here / name for name in wanted if not name.endswith((".manifest.json", ".dropped.jsonl"))]:
+            if not any(file.resolve().is_relative_to(target) for target in allowed):
+                raise DataError(f"{file}: is a link that leads out of {path}; name the file itself, or remove the link")
+            yield file
+
+
+def printable(name: str) -> str:
+    """A name of a file, with what is not Unicode in it spelled out, so that it can be printed and written."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
+def _link_targets(folder: Path) -> list[Path]:
+    """Where links in a folder may lead: into itself; from a snapshot in the Hub's cache also to the blobs beside it."""
+    real = folder.resolve()
+    return [real, *(above.parent / "blobs" for above in real.parents if above.name == "snapshots")]
 
 
 def _is_saved(path: Path) -> bool:
@@ -109,16 +139,20 @@ def load_rows(path: Path, save_images: Path | None = None) -> Iterator[Any]:
     Raises:
         DataError: the file as a whole cannot be read.
     """
-    if not path.exists():
-        raise DataError(f"{path}: cannot be read: No such file or folder. Check the path given for this split.")
     kind = path.suffix.lower()
     try:
+        if not path.exists():
+            raise DataError(f"{path}: cannot be read: No such file or folder. Check the path given for this split.")
+        if not path.is_file() and not path.is_dir():
+            raise DataError(f"{path}: {_NOT_A_FILE}")
         if path.is_dir():
             yield from _with_paths(_saved_rows(path), save_images)
         elif kind == ".parquet":
             yield from _with_paths(_parquet_rows(path), save_images)
         elif kind in (".csv", ".tsv"):
-            yield from _table_rows(path, "," if kind == ".csv" else "\t")
+            with path.open("rb") as file:
+                _check_start(path, file.read(4))
+            yield from table_rows(path, "," if kind == ".csv" else "\t")
         else:
             yield from _json_rows(path)
     except OSError as error:
@@ -151,8 +185,10 @@ def _json_rows(path: Path) -> Iterator[Any]:
 
 
 def _of_object(path: Path, content: dict[str, Any]) -> Iterator[Any]:
-    lists = {name: value for name, value in content.items() if name in LIST_NAMES and isinstance(value, list)}
-    lists = {name: value for name, value in lists.items() if value and isinstance(value[0], dict)}
+    lists = {name: value for name, value in content.items() if isinstance(value, list) and value}
+    lists = {name: value for name, value in lists.items() if isinstance(value[0], dict)}
+    if not lists.keys() & set(LIST_NAMES):
+        lists = {}
     if len(lists) > 1:
         raise DataError(f"{path}: expected one list of records, got several: {', '.join(lists)}; make a file of each")
     if lists:
@@ -181,42 +217,25 @@ def _line(number: int, line: bytes) -> Any:
 
 def _parse(content: bytes, where: str) -> Any:
     try:
-        return json.loads(content.decode("utf-8-sig"))
+        found = json.loads(content.decode("utf-8-sig"), object_pairs_hook=_unique)
     except UnicodeDecodeError as error:
         raise DataError(f"{where}: expected UTF-8 text, got byte {error.object[error.start]:#04x}") from error
     except ValueError as error:
         raise DataError(f"{where}: not valid JSON: {error}") from error
     except RecursionError as error:
         raise DataError(f"{where}: JSON is nested too deeply") from error
+    if isinstance(found, DataError):
+        raise DataError(f"{where}: {found}")
+    return found
 
 
-def _table_rows(path: Path, delimiter: str) -> Iterator[Any]:
-    """Rows of a table with a header; every cell is text as written, also ``N/A`` and ``None``."""
-    with path.open("rb") as file:
-        _check_start(path, file.read(4))
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(file, delimiter=delimiter)
-        rows = _checked_table(path, reader)
-        names = [name.strip() for name in next(rows, [])]
-        twice = [name for name, count in Counter(names).items() if count > 1]
-        if twice:
-            raise DataError(f"{path}: line 1: expected each column once, got {twice[0][:80]!r} several times")
-        for cells in rows:
-            if len(cells) == len(names):
-                yield dict(zip(names, cells, strict=True))
-            else:
-                yield DataError(f"line {reader.line_num}: expected {len(names)} cells, got {len(cells)}")
-
-
-def _checked_table(path: Path, reader: Any) -> Iterator[list[str]]:
-    """The rows that are not empty."""
-    try:
-        yield from filter(None, reader)
-    except UnicodeDecodeError as error:
-        broken = error.object[error.start]
-        raise DataError(f"{path}: after line {reader.line_num}: expected UTF-8 text, got byte {broken:#04x}") from error
-    except csv.Error as error:
-        raise DataError(f"{path}: line {reader.line_num}: {error}. Is there a quote that is never closed?") from error
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any] | DataError:
+    """An object; the error of a field that it has twice stands in its place, so that only its record is lost."""
+    found = dict(pairs)
+    if len(found) == len(pairs):
+        return found
+    name = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+    return DataError(f"field {name[:80]!r}: expected once, got it several times")
 
 
 def _parquet_rows(path: Path) -> Iterator[dict[str, Any]]:

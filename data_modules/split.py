@@ -226,7 +226,8 @@ def _assign(
     if empty:
         raise SettingsError(
             f"shares: nothing is left for {', '.join(empty)}. {len(records)} records are in {len(members)} groups, the "
-            f"largest of {len(ordered[0]) if ordered else 0}; change the shares, or group by less (file names?)"
+            f"largest of {len(ordered[0]) if ordered else 0}; change the shares, or group by less "
+            "(file names? near duplicates?)"
         )
     return sides
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -12,7 +14,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from data_modules.audit import Audit, audit, check_limits
+from data_modules.audit import Audit, audit
+from data_modules.audit_limits import check_limits
 from data_modules.audit_page import write_page
 from data_modules.audit_text import render, render_beside
 from data_modules.convert import all_records, convert, drop_missing_images, read_sources, save, write_text
@@ -21,6 +24,7 @@ from data_modules.formats import FORMATS, Reading, write_jsonl
 from data_modules.image_hashes import ImageHash, hash_images
 from data_modules.image_root import ImageRoot
 from data_modules.images import open_rgb
+from data_modules.leaks import near_pairs
 from data_modules.split import group_records, sample_splits, split
 from medgrpo.types import Record, SettingsError, UserError
 
@@ -29,6 +33,9 @@ LIMIT_PASSED = 1
 
 BAD_INPUT = 2
 """Exit status for files or options that the user can mend, as argparse has it for a wrong command line."""
+
+MAX_NEAR_DISTANCE = 16
+"""Perceptual hashes of unrelated images differ in 32 bits on average."""
 
 SWITCHES = {
     "redraw": "draw distractors from right answers of the same modality and task",
@@ -42,13 +49,13 @@ SWITCHES = {
 
 def main(args: Sequence[str]) -> int:
     """Run one command and return the exit status."""
-    if args[:1] == ["difficulty"]:
-        from medgrpo.difficulty import main as difficulty  # loads models, and has the options of medgrpo predict
-
-        difficulty(list(args[1:]))
-        return 0
-    options = parser().parse_args(args)
     try:
+        if args[:1] == ["difficulty"]:
+            from medgrpo.difficulty import main as difficulty  # loads models, and has the options of medgrpo predict
+
+            difficulty(list(args[1:]))
+            return 0
+        options = parser().parse_args(args)
         return options.run(options)
     except UserError as error:
         print(f"medgrpo: {error}", file=sys.stderr)
@@ -102,9 +109,9 @@ def _audit(options: argparse.Namespace) -> int:
     if options.html:
         images = ImageRoot(options.images) if options.images else None
         write_page(options.html, found, images and (lambda reference: open_rgb(images.find(reference))))
-    print(render(found))
+    print(render(found, _width()))
     for line in passed:
-        print(f"limit passed: {line}")
+        print(f"limit exceeded: {line}", file=sys.stderr)
     return LIMIT_PASSED if passed else 0
 
 
@@ -118,6 +125,7 @@ def _split(options: argparse.Namespace) -> int:
     groups = group_records(
         records,
         hashes=contents,
+        near=near_pairs(hashes or {}, options.near_distance),
         names=options.by_name,
         group_field=options.group_field,
         group_pattern=options.group_pattern,
@@ -138,7 +146,7 @@ def _debias(options: argparse.Namespace) -> int:
     _write(options.out, outputs, after)
     for name, result in done.items():
         print(f"{name}: {_told(result.report)}")
-    print(render_beside(_audit_of(before), _audit_of(after)))
+    print(render_beside(_audit_of(before), _audit_of(after), _width()))
     return 0
 
 
@@ -163,13 +171,30 @@ def _records(options: argparse.Namespace, sources: Sequence[str]) -> list[Record
 def _hash(options: argparse.Namespace, records: Sequence[Record]) -> dict[str, ImageHash] | None:
     """Hashes of all images; None without a folder of images."""
     if options.images is None:
+        if options.hashes:
+            raise SettingsError("hashes: there is nothing to hash; name the folder of the images with --images")
         return None
+    if not options.images.is_dir():
+        raise SettingsError(f"images: expected a folder, got {str(options.images)!r}, which is none")
+    if options.num_workers < 0:
+        raise SettingsError(f"num_workers: expected 0 (no other process) or more, got {options.num_workers}")
+    if not 0 <= getattr(options, "near_distance", 0) <= MAX_NEAR_DISTANCE:
+        raise SettingsError(f"near_distance: expected 0 to {MAX_NEAR_DISTANCE} bits of 64, got {options.near_distance}")
     references = (image for record in records for image in record.images)
     return hash_images(references, ImageRoot(options.images), options.hashes, options.num_workers, progress=True)
 
 
 def _check_new(options: argparse.Namespace, *paths: Path) -> None:
     """Refuse to replace anything before any work is done."""
+    places = [path.resolve() for path in paths]
+    if len(set(places)) < len(places):
+        raise SettingsError(f"{', '.join(map(str, paths))}: expected different places for what is written")
+    named = [getattr(options, name, None) or [] for name in ("sources", "train", "test")]
+    sources = {Path(source).resolve() for group in named if isinstance(group, list) for source in group}
+    if both := sources.intersection(places):
+        raise SettingsError(f"{', '.join(map(str, both))} is read, and would be replaced: write to another place")
+    if folders := [str(path) for path in paths if path.is_dir()]:
+        raise SettingsError(f"{', '.join(folders)}: expected a place for a file, got a folder")
     there = [str(path) for path in paths if path.exists()]
     if there and not options.overwrite:
         raise SettingsError(f"{', '.join(there)} exists: name another place, or add --overwrite to replace it")
@@ -185,9 +210,17 @@ def _write(folder: Path, outputs: Mapping[str, Path], parts: Mapping[str, list[R
 def _pair(item: str, option: str) -> tuple[str, float]:
     name, _, value = item.partition("=")
     try:
-        return name, float(value)
+        number = float(value)
     except ValueError:
-        raise SettingsError(f"{option}: expected NAME=NUMBER, got {item!r}") from None
+        number = math.nan
+    if math.isnan(number):
+        raise SettingsError(f"{option}: expected NAME=NUMBER, got {item!r}")
+    return name, number
+
+
+def _width() -> int:
+    """Columns of the terminal, 100 at most and where there is none, as in a file."""
+    return min(shutil.get_terminal_size((100, 24)).columns, 100)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -197,7 +230,7 @@ def parser() -> argparse.ArgumentParser:
 
     # Options that several commands share.
     boolean = argparse.BooleanOptionalAction
-    files, images, output, seeded, grouped = (argparse.ArgumentParser(add_help=False) for _ in range(5))
+    files, images, near, output, seeded, grouped = (argparse.ArgumentParser(add_help=False) for _ in range(6))
     _option(
         files,
         "format",
@@ -208,6 +241,8 @@ def parser() -> argparse.ArgumentParser:
     _option(images, "images", "folder that the image paths start from", type=Path, metavar="ROOT")
     _option(images, "hashes", "keeps image hashes; a run that was stopped goes on", type=Path, metavar="FILE.jsonl")
     _option(images, "num_workers", "processes that hash images", type=int, default=2)
+    about = "bits of 64 by which perceptual hashes of near duplicates differ"
+    _option(near, "near_distance", about, type=int, default=4)
     output.add_argument("--overwrite", action="store_true", help="replace files that exist")
     _option(seeded, "seed", "of everything random", type=int, default=42)
     _option(grouped, "by_name", "images of equal file name stay together", action=boolean, default=True)
@@ -235,19 +270,18 @@ def parser() -> argparse.ArgumentParser:
     )
     _option(command, "balance", "draw equally over this: answer, letter, task, dataset ...", metavar="NAME")
 
-    command = add("audit", _audit, "Leaks, duplicates, and what can be answered blind.", files, images, output)
-    _option(command, "train", "training files", nargs="+", default=[], metavar="A")
-    _option(command, "test", "test files", nargs="+", default=[], metavar="B")
+    command = add("audit", _audit, "Leaks, duplicates, and what can be answered blind.", files, images, near, output)
+    _option(command, "train", "training files", nargs="+", action="extend", default=[], metavar="A")
+    _option(command, "test", "test files", nargs="+", action="extend", default=[], metavar="B")
     _option(command, "json", "all figures", type=Path, metavar="OUT.json")
     _option(command, "html", "a page with pictures of leaking pairs", type=Path, metavar="OUT.html")
     about = "end with status 1 if a figure of the JSON is greater, e.g. leak.path=0 blind.option_prior=50"
-    _option(command, "limit", about, nargs="+", default=[], metavar="KEY=NUMBER")
-    _option(command, "near_distance", "bits of 64 by which near duplicates differ", type=int, default=4)
+    _option(command, "limit", about, nargs="+", action="extend", default=[], metavar="KEY=NUMBER")
     _option(command, "text_model", "model that answers the test questions without their images", metavar="FOLDER")
     _option(command, "prompt", "what it is asked with, as data.prompt", default="nothink")
 
     about = "Sets without a common image, patient or volume."
-    command = add("split", _split, about, files, images, output, seeded, grouped)
+    command = add("split", _split, about, files, images, near, output, seeded, grouped)
     command.add_argument("sources", **sources)
     _option(command, "out", "gets one JSONL file per set", type=Path, required=True, metavar="DIR")
     _option(command, "shares", "of the sets", nargs="+", default=["train=0.8", "test=0.2"], metavar="NAME=SHARE")
@@ -256,8 +290,8 @@ def parser() -> argparse.ArgumentParser:
     _option(command, "stratify", "equal shares of these", nargs="*", default=["modality", "task", "answer_type"])
 
     command = add("debias", _debias, "Make blind guessing useless.", files, output, seeded)
-    _option(command, "train", "training files", nargs="+", required=True, metavar="A")
-    _option(command, "test", "test files", nargs="+", default=[], metavar="B")
+    _option(command, "train", "training files", nargs="+", action="extend", required=True, metavar="A")
+    _option(command, "test", "test files", nargs="+", action="extend", default=[], metavar="B")
     _option(command, "out", "gets train.jsonl and test.jsonl", type=Path, required=True, metavar="DIR")
     for name, about in SWITCHES.items():
         _option(command, name, about, action=boolean, default=True)

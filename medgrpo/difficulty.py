@@ -41,6 +41,14 @@ from medgrpo.prefix import encode, prepare
 from medgrpo.trainer_cli import NOISE, MedGRPOCLI
 from medgrpo.types import DataError, PromptBatch, Record, SettingsError
 
+USAGE = "medgrpo data difficulty --out FILE.jsonl --config CONFIG.yaml --data.predict QUESTIONS [options]"
+
+DESCRIPTION = (
+    "Draw model.num_generations answers of a model to each question of data.predict and count the right ones, for "
+    "data.difficulty of medgrpo fit. The options are those of medgrpo predict, and --out; a run that was stopped goes "
+    "on when it is started again."
+)
+
 PLACEHOLDER = re.compile(r" ?<image[ _]?\d*>")
 """Where a question says that an image stands."""
 
@@ -239,9 +247,9 @@ def main(args: list[str]) -> None:
         MedicalVQADataModule,
         subclass_mode_data=True,
         auto_configure_optimizers=False,
-        save_config_kwargs={"overwrite": True},
+        save_config_callback=None,  # NAME.settings.json says what matters
         trainer_defaults={"callbacks": []},
-        parser_kwargs={"prog": "medgrpo data difficulty"},
+        parser_kwargs={"prog": "medgrpo data difficulty", "predict": {"usage": USAGE, "description": DESCRIPTION}},
         args=["predict", *args],
     )
 

@@ -45,7 +45,7 @@ def made(path: Path, values: np.ndarray, photometric: str = "MONOCHROME2", **ele
     dataset.BitsAllocated = dataset.BitsStored = 8 * values.dtype.itemsize
     dataset.HighBit = dataset.BitsStored - 1
     dataset.PixelRepresentation = int(values.dtype.kind == "i")
-    dataset.PixelData = values.tobytes()
+    setattr(dataset, "FloatPixelData" if values.dtype == np.float32 else "PixelData", values.tobytes())
     for name, value in elements.items():
         setattr(dataset, name, value)
     dataset.save_as(path, enforce_file_format=True)
@@ -180,6 +180,34 @@ def test_padding_may_be_given_with_the_other_sign(tmp_path: Path) -> None:
     assert grey(path) == [[0, 0, 128, 255]]
 
 
+def test_padding_that_no_pixel_can_be_is_none(tmp_path: Path) -> None:
+    # Left over from 16 bits: 63,536 (-2000) would be 48 in 8 bits, 256 would be 0
+    values = np.array([[0, 48, 51, 255]], dtype=np.uint8)
+    for padding in (63_536, 256):
+        assert grey(made(tmp_path / "a.dcm", values, PixelPaddingValue=padding)) == [[0, 48, 51, 255]]
+
+
+def test_floating_point_values(tmp_path: Path) -> None:
+    values = np.array([[-9, 0.5, 1, 2]], dtype=np.float32)
+    assert grey(made(tmp_path / "a.dcm", values, FloatPixelPaddingValue=-9.0)) == [[0, 0, 85, 255]]
+    for missing in (np.nan, np.inf):  # black and not counted, as in NIfTI
+        values[0, 0] = missing
+        assert grey(made(tmp_path / "b.dcm", values)) == [[0, 0, 85, 255]]
+        assert grey(made(tmp_path / "c.dcm", values), window=(1, 3)) == [[0, 128, 191, 255]]
+    # LINEAR is not defined for a width below 1: (0.5 - 0.75) / 0.5 + 0.5 = 0, (1 - 0.75) / 0.5 + 0.5 = 1
+    assert grey(made(tmp_path / "d.dcm", values, WindowCenter=0.75, WindowWidth=0.5)) == [[0, 0, 255, 255]]
+
+
+@pytest.mark.parametrize(
+    ("slope", "intercept", "units"),
+    [(None, None, 1000), (None, -24, 976), (2, None, 2000), (2, -24, 1976)],
+)
+def test_an_empty_rescale_changes_nothing(tmp_path: Path, slope, intercept, units: int) -> None:
+    path = made(tmp_path / "a.dcm", np.array([[1000]], np.int16), RescaleSlope=slope, RescaleIntercept=intercept)
+    assert grey(path, window=(units + 0.5, 101)) == [[128]]  # in the middle
+    assert grey(path, window=(units + 51, 101)) == [[0]]
+
+
 def lookup_table(first: int, bits: int, entries: list[int]) -> Sequence:
     item = Dataset()
     item.LUTDescriptor = [len(entries), first, bits]
@@ -215,6 +243,12 @@ def test_enhanced_files_keep_rescale_and_window_in_functional_groups(tmp_path: P
     assert grey(path, "1") == [[0, 0, 39], [64, 192, 255]]
     del groups["PerFrameFunctionalGroupsSequence"]
     assert grey(made(tmp_path / "b.dcm", np.stack([VALUES, VALUES]), **groups), "1")[0] == [128, 255, 255]
+
+
+def test_a_number_of_frames_below_one_is_refused(tmp_path: Path) -> None:
+    for function in (open_rgb, image_size, num_frames):
+        with pytest.raises(DataError, match="a.dcm: expected at least one frame, got NumberOfFrames=-3"):
+            function(made(tmp_path / "a.dcm", VALUES, NumberOfFrames=-3))
 
 
 def test_a_huge_header_is_refused_before_anything_is_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -300,6 +334,16 @@ def test_truncated_files_are_data_errors(tmp_path: Path, name: str, kept: float)
     last = "14" if name == "rtdose" else "29" if name == "examples_ybr_color" else "0"
     with pytest.raises(DataError, match="cut.dcm: "):
         open_rgb(ImageFile(path, last))
+
+
+def test_one_bit_pixels_that_are_missing_are_not_black(tmp_path: Path) -> None:
+    content = bundled("liver_1frame.dcm").read_bytes()
+    path = tmp_path / "cut.dcm"
+    path.write_bytes(content)
+    assert np.unique(np.asarray(open_rgb(path))).tolist() == [0, 255]
+    path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(DataError, match="cut.dcm: .*broken or truncated"):
+        open_rgb(path)
 
 
 def test_a_file_without_meta_information_is_read(tmp_path: Path) -> None:

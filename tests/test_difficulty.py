@@ -125,6 +125,7 @@ def test_every_record_has_one_row(whole):
 
 def test_nothing_else_is_written(whole, folder):
     assert not list(folder.rglob("predictions*"))
+    assert list(folder.rglob("config.yaml")) == [folder / "config.yaml"]  # the one that was read
 
 
 def test_a_killed_run_goes_on_to_the_same_file(whole, folder, args):
@@ -226,6 +227,14 @@ def test_out_must_be_given(args, capsys):
     with pytest.raises(SystemExit):
         main(args)
     assert "out" in capsys.readouterr().err
+
+
+def test_help_says_what_is_done(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert said.startswith("usage: medgrpo data difficulty --out FILE.jsonl --config CONFIG.yaml --data.predict")
+    assert "count the right ones" in said
 
 
 def test_draws_depend_on_seed_and_records_only():

@@ -326,6 +326,53 @@ def test_half_of_a_character_is_an_error_and_can_be_printed(tmp_path: Path) -> N
         str(error.value).encode()
 
 
+ELEVEN = "ABCDEFGHIJK"
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {
+            "image": "a.png",
+            "problem": "Q? " + ", ".join(f"{x})o{x}" for x in ELEVEN),
+            "solution": "<answer> B </answer>",
+        },
+        {"image": "a.png", "problem": "Q?" + "".join(f"\n{x}: o{x}" for x in ELEVEN), "solution": "B"},
+        {"question": "Q?\nAnswer Choices: " + " ".join(f"({x}) o{x}" for x in ELEVEN), "label": ["B"]},
+        {"question": "Q?", "gt_answer": "oB", "image_path": "a.png"} | {f"option_{x}": f"o{x}" for x in ELEVEN},
+        {"image": "a.png", "input": "Q?", "label": "B"} | {x: f"o{x}" for x in ELEVEN},
+        {"sent1": "Q?", "label": 1} | {f"ending{number}": f"o{number}" for number in range(11)},
+        {"question": "Q?", "options": list(ELEVEN), "answer": "B"},
+        {"question": "Q?", "options": {x: f"o{x}" for x in ELEVEN}, "answer_idx": "B"},
+    ],
+)
+def test_an_eleventh_option_is_an_error_and_never_cut_off(tmp_path: Path, row: dict) -> None:
+    [(_, why)] = scan(save(tmp_path / "x.json", [row])).malformed
+    assert why == "field 'options': expected 2 to 10 options, got 11"
+
+
+def test_the_name_of_a_file_may_hold_bytes_that_are_no_text(tmp_path: Path) -> None:
+    [record] = read_records(save(tmp_path / "caf\udce9.json", [{"question": "Q?", "answer": "x"}]))
+    assert record.id == r"caf\udce9-0"
+
+
+def test_a_field_that_an_object_has_twice_is_an_error_wherever_it_is(tmp_path: Path) -> None:
+    rows = [
+        '{"question": "Q?", "answer": "a", "answer": "b"}',
+        '{"question": "Q?", "answer": "a", "options": {"A": "x", "A": "y"}}',
+        '{"question": "Q?", "answer": "a", "metadata": {"age": "1", "age": "2"}}',
+        '{"image_name": "a", "question": "Q?", "answer": "a", "answer_type": "OPEN", "who": {"age": "1", "age": "2"}}',
+        '{"question": "Q?", "answer": "a"}',
+    ]
+    (tmp_path / "x.json").write_text(f"[{', '.join(rows)}]", encoding="utf-8")
+    reading = scan(tmp_path / "x.json")
+    assert [index for index, _ in reading.malformed] == [0, 1, 2, 3]
+    assert all("expected once, got it several times" in why for _, why in [reading.malformed[i] for i in (0, 1, 2)])
+    (tmp_path / "x.json").write_text(f"[{rows[3]}]", encoding="utf-8")
+    [(_, why)] = scan(tmp_path / "x.json").malformed
+    assert why == "field 'who': cannot be kept as text: field 'age': expected once, got it several times"
+
+
 def test_a_missing_file_is_an_error_that_names_it(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="nowhere.json: cannot be read: No such file"):
         read_records(tmp_path / "nowhere.json")

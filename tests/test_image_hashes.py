@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import imagehash
@@ -11,6 +16,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from patience import no_hang
 from PIL import Image, ImageEnhance
 
 import data_modules.image_hashes
@@ -112,6 +118,56 @@ def test_a_stopped_run_goes_on_where_it_was(root: ImageRoot, tmp_path: Path, ope
     assert hash_images(REFERENCES, root, store, 0, False) == expected
     assert opened == ["broken.png"]  # errors are not kept
     assert [json.loads(line)["sha256"] for line in store.read_text().splitlines()]
+
+
+STUCK = """
+import os, sys, time
+import data_modules.image_hashes as hashes
+from data_modules.image_root import ImageRoot
+
+def stuck(file, limit):
+    with open(sys.argv[2], "a") as output:
+        output.write(f"{os.getpid()}\\n")
+    time.sleep(600)
+
+hashes.open_rgb, hashes.CHUNK = stuck, 1
+hashes.hash_images(["a.png", "b.png"], ImageRoot(sys.argv[1]), None, 2, False)
+"""
+
+
+def is_alive(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
+def test_processes_of_a_killed_run_end_too(root: ImageRoot, tmp_path: Path) -> None:
+    pids, environment = tmp_path / "pids", os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    pids.touch()
+    run = subprocess.Popen([sys.executable, "-c", STUCK, str(root.root), str(pids)], env=environment)
+    workers: list[int] = []
+    try:
+        with no_hang():
+            while len(workers) < 2:
+                time.sleep(0.05)
+                workers = [int(line) for line in pids.read_text().splitlines(keepends=True) if line.endswith("\n")]
+            assert all(map(is_alive, workers))
+            run.kill()
+            run.wait()
+            while any(map(is_alive, workers)):
+                time.sleep(0.05)
+    finally:
+        run.kill()
+        run.wait()
+        for worker in filter(is_alive, workers):
+            os.kill(worker, signal.SIGKILL)
+
+
+def test_a_folder_is_no_store(root: ImageRoot, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="expected a file of image hashes, or a path to make one at, got a folder"):
+        hash_images(REFERENCES, root, tmp_path, 0, False)
 
 
 def test_a_changed_file_is_hashed_again(root: ImageRoot, tmp_path: Path, opened: list[str]) -> None:

@@ -118,6 +118,22 @@ def test_a_header_of_ten_billion_pixels_is_refused(tmp_path: Path) -> None:
             read(tmp_path / "bomb.png")
 
 
+def test_what_pillow_refuses_whatever_the_option_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 5)
+    with pytest.raises(DataError, match="a.png: exceeds what Pillow opens, however great max_image_pixels is"):
+        open_rgb(png(tmp_path / "a.png"), 1000)
+    with pytest.raises(DataError, match="a.png: exceeds max_image_pixels=9: "):
+        open_rgb(tmp_path / "a.png", 9)
+
+
+def test_a_program_is_no_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("L", (4, 3)).save(tmp_path / "a.eps")
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *_, **__: pytest.fail("run"))
+    for function in (open_rgb, image_size):
+        with pytest.raises(DataError, match="a.eps: expected an image"):
+            function(tmp_path / "a.eps")
+
+
 def test_many_headers_are_read_by_two_processes_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = [f"{i}.png" for i in range(1, 8)]
     for i, name in enumerate(names, 1):

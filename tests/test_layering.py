@@ -53,8 +53,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "medgrpo.data_cli": {
         "medgrpo.types",
         "medgrpo.difficulty",
-        *(f"data_modules.{name}" for name in ("audit", "audit_page", "audit_text", "convert", "debias", "formats")),
-        *(f"data_modules.{name}" for name in ("image_hashes", "image_root", "images", "split")),
+        *(f"data_modules.{name}" for name in ("audit", "audit_limits", "audit_page", "audit_text", "convert")),
+        *(f"data_modules.{name}" for name in ("debias", "formats", "image_hashes", "image_root")),
+        *(f"data_modules.{name}" for name in ("images", "leaks", "split")),
     },
     "medgrpo.cli": {"medgrpo.data_cli", "medgrpo.trainer_cli"},
     "medgrpo.demo": set(),
@@ -62,9 +63,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "data_modules.labels": set(),
     "data_modules.options": {"medgrpo.types", "medgrpo.blind"},
     "data_modules.fields": {"medgrpo.types"},
-    "data_modules.rows": {"medgrpo.types"},
+    "data_modules.tables": {"medgrpo.types"},
+    "data_modules.rows": {"medgrpo.types", "data_modules.tables"},
+    "data_modules.exam_fields": {"medgrpo.types", "data_modules.fields", "data_modules.options"},
     "data_modules.readers": {"medgrpo.types", *(f"data_modules.{n}" for n in ("fields", "labels", "options"))},
-    "data_modules.exam_readers": {"medgrpo.types", *(f"data_modules.{n}" for n in ("fields", "labels", "options"))},
+    "data_modules.exam_readers": {"medgrpo.types", *(f"data_modules.{n}" for n in ("exam_fields", "fields", "options"))},
     "data_modules.formats": {
         "medgrpo.types",
         *(f"data_modules.{n}" for n in ("rows", "fields", "labels", "readers", "exam_readers")),
@@ -105,6 +108,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         *(f"medgrpo.{name}" for name in ("types", "blind")),
         *(f"data_modules.{name}" for name in ("formats", "image_hashes", "leaks", "repeats")),
     },
+    "data_modules.audit_limits": {"medgrpo.types"},
     "data_modules.audit_text": {"medgrpo.blind", *(f"data_modules.{name}" for name in ("audit", "leaks", "repeats"))},
     "data_modules.audit_page": {
         "medgrpo.types",

@@ -256,6 +256,32 @@ def test_pubmedvision_conversations() -> None:
             read("pubmedvision", conversations=bad)
 
 
+@pytest.mark.parametrize(
+    ("solution", "modality", "extra", "answer", "closed"),
+    [
+        ("<CT_SCAN>pneumonia", "ct", {}, "pneumonia", False),
+        ("<X_RAY> Yes", "xray", {}, "Yes", True),
+        ("<ENDOSCOPY>polyp", "", {"modality": "ENDOSCOPY"}, "polyp", False),
+        ("<answer> polyp </answer>", "", {}, "polyp", False),
+    ],
+)
+def test_medix_r1_names_the_modality_before_the_solution(solution, modality, extra, answer, closed) -> None:
+    row = {"image": "a.png", "problem": "What is it?", "solution": solution}
+    record = FORMATS["med_r1"][1](row, "", "")
+    assert (record.modality, record.metadata, record.answer, record.closed) == (modality, extra, answer, closed)
+    row = row | {"problem": "What is it? A)polyp, B)cyst", "solution": "<ENDOSCOPY>B"}
+    assert FORMATS["med_r1"][1](row, "", "").answer == "B"
+
+
+def test_pmc_vqa_has_four_choices() -> None:
+    with pytest.raises(DataError, match="field 'Choice E': expected four choices"):
+        read("pmc_vqa", **{"Choice E": "E: more"})
+
+
+def test_space_around_a_gold_answer_is_no_part_of_it() -> None:
+    assert read("vqa_rad", answer=" 5 cm\t").answer == "5 cm"
+
+
 def test_several_records_of_a_row_without_id_get_different_ones(tmp_path: Path) -> None:
     path = tmp_path / "x.json"
     row = {name: value for name, value in ROWS["pubmedvision"].items() if name != "id"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import os
 import random
 import struct
 from hashlib import sha256
@@ -62,13 +63,41 @@ def test_a_folder_gives_its_question_files_in_the_order_of_their_names(tmp_path:
     assert find_files(tmp_path / "notes.txt") == [tmp_path / "notes.txt"]
 
 
-def test_links_that_lead_out_of_a_folder_are_left_out(tmp_path: Path) -> None:
+def test_links_to_files_elsewhere_are_errors_and_links_to_folders_not_followed(tmp_path: Path) -> None:
     outside = write(tmp_path / "outside" / "secret.json", "[]")
     inside = write(tmp_path / "data" / "a.json", "[]")
-    (tmp_path / "data" / "link.json").symlink_to(outside)
     (tmp_path / "data" / "folder").symlink_to(outside.parent)
     (tmp_path / "data" / "loop").symlink_to(tmp_path / "data")
-    assert find_files(tmp_path / "data") == [inside]
+    (tmp_path / "data" / "b.json").symlink_to(inside)
+    assert find_files(tmp_path / "data") == [inside, tmp_path / "data" / "b.json"]
+    (tmp_path / "data" / "link.json").symlink_to(outside)
+    with pytest.raises(DataError, match=r"link\.json: is a link that leads out of .*; name the file itself"):
+        find_files(tmp_path / "data")
+
+
+def test_a_snapshot_of_the_hub_links_to_its_blobs(tmp_path: Path) -> None:
+    hub = tmp_path / "datasets--a--b"
+    write(hub / "blobs" / "d41d8", "[]")
+    link = hub / "snapshots" / "abc" / "data" / "train.json"
+    link.parent.mkdir(parents=True)
+    link.symlink_to("../../../blobs/d41d8")
+    assert find_files(hub / "snapshots" / "abc") == find_files(link.parent) == [link]
+
+
+def test_what_convert_writes_beside_its_output_is_no_source(tmp_path: Path) -> None:
+    for name in ("a.jsonl", "a.dropped.jsonl", "a.manifest.json"):
+        write(tmp_path / name, "[]")
+    assert find_files(tmp_path) == [tmp_path / "a.jsonl"]
+
+
+def test_a_pipe_is_refused_before_it_is_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.json")
+    for function in (find_files, lambda path: list(load_rows(path))):
+        with pytest.raises(DataError, match=r"a\.json: expected a file or folder, got a pipe or device"):
+            function(tmp_path / "a.json")
+    [found] = find_files(tmp_path)  # of a folder, the one who reads it says so
+    with pytest.raises(DataError, match="got a pipe or device"):
+        list(load_rows(found))
 
 
 def test_a_folder_without_question_files_and_a_missing_one_are_errors(tmp_path: Path) -> None:
@@ -76,6 +105,9 @@ def test_a_folder_without_question_files_and_a_missing_one_are_errors(tmp_path: 
         find_files(tmp_path)
     with pytest.raises(DataError, match="nowhere: no such file or folder"):
         find_files(tmp_path / "nowhere")
+    for function in (find_files, lambda path: list(load_rows(path))):
+        with pytest.raises(DataError, match="xxx: cannot be read.*: File name too long"):
+            function(tmp_path / ("x" * 300))
     with pytest.raises(DataError, match="is a folder; expected a file"):
         list(load_rows(tmp_path))
 
@@ -141,6 +173,7 @@ def test_white_space_of_other_kinds_inside_a_line_does_not_end_it(tmp_path: Path
         (LINES.encode() + b"\n" + b"[" * 100_000, 3, "line 4: JSON is nested too deeply"),
         (b'{"question": \n' + LINES.encode(), 0, "line 1: not valid JSON"),
         (LINES.encode() + b"\n" + b"9" * 5000, 3, "line 4: not valid JSON: Exceeds the limit"),
+        (b'{"answer": "a", "answer": "b"}\n' + LINES.encode(), 0, "line 1: field 'answer': expected once"),
     ],
 )
 def test_a_bad_line_is_the_error_of_its_record_alone(tmp_path: Path, content: bytes, index: int, message: str) -> None:
@@ -169,6 +202,9 @@ def test_a_bad_line_is_the_error_of_its_record_alone(tmp_path: Path, content: by
         ("x.json", b"PAR1" + bytes(20), "Parquet: name it .parquet"),
         ("x.json", json.dumps({"train": ROWS, "test": ROWS}), r"has fields \['test', 'train'\], which is no known"),
         ("x.json", json.dumps({"data": ROWS, "questions": ROWS}), "several: data, questions"),
+        ("x.json", json.dumps({"data": ROWS, "more": ROWS}), "several: data, more"),
+        ("x.json", '{"7": {"a": 1}, "7": {"a": 2}}', "field '7': expected once, got it several times"),
+        ("x.json", '{"7": {"a": 1},\n "7": {"a": 2}}', "field '7': expected once, got it several times"),
         ("x.csv", b"question,answer\nQ,\xff\n", "expected UTF-8 text, got byte 0xff"),
         ("x.csv", "question,question\nQ,R\n", "line 1: expected each column once, got 'question' several times"),
         ("x.csv", 'question,answer\n"' + "x\n" * 70_000, "line [0-9]+: field larger than field limit .*never closed"),
@@ -203,6 +239,32 @@ def test_missing_and_extra_cells_are_errors_of_their_row(tmp_path: Path) -> None
     assert (first, last) == ({"a": "1", "b": "2"}, {"a": "7", "b": "8"})
     assert str(short) == "line 4: expected 2 cells, got 1"
     assert str(long) == "line 5: expected 2 cells, got 3"
+
+
+@pytest.mark.parametrize(
+    ("stray", "first"),
+    [
+        ('1,"open\n', "line 3: unexpected end of data. Is there a quote that is never closed?"),
+        ('1,"open\n6,"again\n', "line 3: ',' expected after"),
+        ('1,"a\nb",2\n', "line 3: expected 2 cells, got 3"),
+        ('1,"' + "x" * 140_000 + '"\n', "line 3: field larger than field limit (131072). Is there a quote"),
+        ("1,caf\udce9\n", "line 3: expected UTF-8 text, got byte 0xe9"),
+    ],
+)
+def test_a_stray_quote_or_byte_of_a_table_costs_no_other_row(tmp_path: Path, stray: str, first: str) -> None:
+    content = "a,b\n0,0\n" + stray + "".join(f"{number},{number}\n" for number in range(40))
+    (tmp_path / "x.csv").write_text(content, encoding="utf-8", errors="surrogateescape")
+    rows = list(load_rows(tmp_path / "x.csv"))
+    assert [row["a"] for row in rows if isinstance(row, dict)][-40:] == [str(number) for number in range(40)]
+    assert str(rows[1]).startswith(first)
+    assert rows[0] == {"a": "0", "b": "0"}
+
+
+def test_a_table_whose_first_line_is_broken_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"x\.csv: line 1: unexpected end of data"):
+        list(load_rows(write(tmp_path / "x.csv", 'a,"b\n1,2\n')))
+    with pytest.raises(DataError, match=r"x\.csv: line 1: field larger"):
+        list(load_rows(write(tmp_path / "x.csv", "a" * 140_000)))
 
 
 @pytest.mark.parametrize("kind", ["parquet", "saved"])
