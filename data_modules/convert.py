@@ -113,7 +113,7 @@ def convert(
     format: Format = "auto",
     save_images: Path | None = None,
     keep_duplicates: bool = False,
-    progress: Callable[[list[Path]], Iterable[Path]] | None = None,
+    progress: Callable[[Iterable[Any]], Iterable[Any]] | None = None,
 ) -> Conversion:
     """Read sources and give every record an id that depends on its content alone.
 
@@ -124,7 +124,7 @@ def convert(
         save_images: folder for images that are stored inside the files.
         keep_duplicates: False leaves out a record whose images, question, options and answer have all come before;
             what it says of modality, task and dataset goes to the first one, if that says nothing.
-        progress: wraps the list of files, e.g. ``tqdm``.
+        progress: wraps the rows of each file, e.g. ``tqdm``.
 
     Raises:
         DataError: a path without question files, a file that cannot be read as a whole, or a named one of no format.
@@ -132,9 +132,9 @@ def convert(
     files, names = _named([file for source in sources for file in find_files(source)])
     named, unwritten = set(map(Path, sources)), set()
     result, seen, copies = Conversion(), {}, Counter()
-    for file, name in zip(files if progress is None else progress(files), names, strict=True):
+    for file, name in zip(files, names, strict=True):
         try:
-            reading = scan(file, format, save_images)
+            reading = scan(file, format, save_images, progress)
         except UnknownFormat as error:
             if file in named:
                 raise
@@ -199,6 +199,12 @@ def content_id(record: Record) -> str:
     return hashlib.sha256(json.dumps(content, ensure_ascii=False).encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
+def check_name(out: Path) -> None:
+    """Raise `DataError` for a name that is not that of JSON lines, by which the file is read again."""
+    if out.suffix.lower() != ".jsonl":
+        raise DataError(f"{out}: expected a name that ends in .jsonl, by which the file is read again")
+
+
 def save(
     out: Path,
     conversion: Conversion,
@@ -210,8 +216,7 @@ def save(
     Raises:
         DataError: nothing is left to write, or it cannot be written; or ``out`` is not named as JSON lines.
     """
-    if out.suffix.lower() != ".jsonl":
-        raise DataError(f"{out}: expected a name that ends in .jsonl, by which the file is read again")
+    check_name(out)
     if not conversion.records:
         raise DataError(f"nothing is left to write to {out}:\n{conversion.summary()}")
     _make_folder(out.parent)

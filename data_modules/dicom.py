@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from data_modules.aspect import square_size, squared
 from data_modules.grey import stretched, windowed
 from medgrpo.types import DataError
 
@@ -65,8 +66,8 @@ def image_size(path: Path, frame: str, max_image_pixels: int) -> tuple[int, int]
     """
     with _naming(path):
         header = _header(path, max_image_pixels)
-        _index(frame, header.num_frames)
-        return header.dataset.Columns, header.dataset.Rows
+        dataset = _with_frame_groups(header.dataset, _index(frame, header.num_frames))
+        return square_size((dataset.Columns, dataset.Rows), *_spacings(dataset), max_image_pixels)
 
 
 def open_rgb(path: Path, frame: str, max_image_pixels: int, window: tuple[float, float] | None) -> Image.Image:
@@ -74,7 +75,7 @@ def open_rgb(path: Path, frame: str, max_image_pixels: int, window: tuple[float,
 
     Grey values are shown through ``window``, else the file's VOI LUT or first window, else from their least to their
     greatest. Padding (Pixel Padding Value) and what is not finite is not counted and black. MONOCHROME1 is inverted.
-    Colours are left alone. One pixel becomes one pixel, also where pixels are not square.
+    Colours are left alone. Pixels that are not square are made so.
 
     Args:
         path: of the file.
@@ -86,20 +87,33 @@ def open_rgb(path: Path, frame: str, max_image_pixels: int, window: tuple[float,
         DataError: as `image_size`; pixel data that is missing, broken, truncated or compressed in a way that no
             installed package decodes.
     """
-    from pydicom.pixels import apply_color_lut
-
     with _naming(path):
         header = _header(path, max_image_pixels)
         index = _index(frame, header.num_frames)
         pixels = _decoded(path, header, index)
         dataset = _with_frame_groups(header.dataset, index)
-        photometric = str(dataset.PhotometricInterpretation).upper()
-        if photometric == "PALETTE COLOR":
-            colours = apply_color_lut(pixels, dataset)[..., :3]  # a fourth is its opacity
-            return Image.fromarray(_to_8_bits(colours, 8 * colours.dtype.itemsize))
-        if pixels.ndim == 3:
-            return Image.fromarray(_to_8_bits(pixels, dataset.BitsStored))
-        return Image.fromarray(_grey(pixels, dataset, photometric, window)).convert("RGB")
+        return squared(_shown(pixels, dataset, window), *_spacings(dataset), max_image_pixels)
+
+
+def _shown(pixels: np.ndarray, dataset: Dataset, window: tuple[float, float] | None) -> Image.Image:
+    from pydicom.pixels import apply_color_lut
+
+    photometric = str(dataset.PhotometricInterpretation).upper()
+    if photometric == "PALETTE COLOR":
+        colours = apply_color_lut(pixels, dataset)[..., :3]  # a fourth is its opacity
+        return Image.fromarray(_to_8_bits(colours, 8 * colours.dtype.itemsize))
+    if pixels.ndim == 3:
+        return Image.fromarray(_to_8_bits(pixels, dataset.BitsStored))
+    return Image.fromarray(_grey(pixels, dataset, photometric, window)).convert("RGB")
+
+
+def _spacings(dataset: Dataset) -> tuple[float, float]:
+    """Across and down; equal where the file says nothing (DICOM gives the distance between rows first)."""
+    for name in ("PixelSpacing", "ImagerPixelSpacing", "PixelAspectRatio"):
+        value = dataset.get(name)
+        if value is not None and len(value) == 2:
+            return float(value[1]), float(value[0])
+    return 1.0, 1.0
 
 
 @contextmanager
@@ -235,11 +249,11 @@ def _check_codestream(dataset: Dataset, header: _Header, index: int) -> None:
 
 
 def _with_frame_groups(dataset: Dataset, index: int) -> Dataset:
-    """The header with a frame's rescale and window, which enhanced multi-frame files keep in functional groups."""
+    """The header with a frame's own values, which enhanced multi-frame files keep in functional groups."""
     shared = list(dataset.get("SharedFunctionalGroupsSequence") or [])
     own = list(dataset.get("PerFrameFunctionalGroupsSequence") or [])[index : index + 1]
     for group in shared + own:
-        for name in ("PixelValueTransformationSequence", "FrameVOILUTSequence"):
+        for name in ("PixelValueTransformationSequence", "FrameVOILUTSequence", "PixelMeasuresSequence"):
             for item in group.get(name) or []:
                 dataset.update(item)
     return dataset

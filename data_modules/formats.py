@@ -80,7 +80,12 @@ class Reading:
     """For each record the index of its row, which may have given several."""
 
 
-def scan(path: str | Path, format: Format = "auto", save_images: str | Path | None = None) -> Reading:
+def scan(
+    path: str | Path,
+    format: Format = "auto",
+    save_images: str | Path | None = None,
+    progress: Callable[[Iterable[Any]], Iterable[Any]] | None = None,
+) -> Reading:
     """Read a question file and keep count of what gives no record.
 
     Args:
@@ -88,6 +93,7 @@ def scan(path: str | Path, format: Format = "auto", save_images: str | Path | No
         format: a name of `FORMATS`; ``auto`` decides by the fields of the first rows.
         save_images: folder for images that are stored inside the file (Parquet and such); None writes none, and the
             records name the paths that the images would have below it.
+        progress: wraps the rows, e.g. ``tqdm``.
 
     Raises:
         DataError: the file as a whole cannot be read.
@@ -106,12 +112,14 @@ def scan(path: str | Path, format: Format = "auto", save_images: str | Path | No
     _, read = FORMATS[name]
     modality, task = labels_of_file(path)
     reading, seen = Reading([], [], []), {}
-    for index, row in enumerate(rows):
+    for index, row in enumerate(rows if progress is None else progress(rows)):
         try:
             records = _read(read, row, modality, task, place_id(path, index))
-            for record in records:
-                if record.id in seen:
-                    raise DataError(f"field 'id': {record.id[:80]!r} is also the id of record {seen[record.id]}")
+            repeated = [record.id for record in records if record.id in seen]
+            if repeated and name == "jsonl":
+                raise DataError(f"field 'id': {repeated[0][:80]!r} is also the id of record {seen[repeated[0]]}")
+            if repeated:  # a publication's slip, which costs no record
+                records = [replace(r, id=f"{r.id}~{index}") if r.id in repeated else r for r in records]
         except Unused as reason:
             reading.unused.append((index, str(reason)))
         except DataError as error:

@@ -23,6 +23,7 @@ from PIL import Image, ImageOps
 from data_modules import dicom, nifti
 from data_modules.grey import stretched
 from data_modules.image_root import ImageFile, ImageRoot
+from data_modules.rows import STORED
 from medgrpo.types import DataError, Record
 
 MAX_IMAGE_PIXELS = 100_000_000
@@ -64,6 +65,11 @@ def find_images(records: Iterable[Record], images: ImageRoot) -> dict[str, Image
     if problems:
         more = f"\n  ... and {len(problems) - MAX_LISTED} more" if len(problems) > MAX_LISTED else ""
         listed = "\n  ".join(islice(problems.values(), MAX_LISTED))
+        if any(map(STORED.fullmatch, problems)):
+            raise DataError(
+                f"{len(problems)} images are stored inside the question file, e.g. {next(iter(problems))!r}: run "
+                "`medgrpo data convert FILE --out NEW.jsonl --save_images DIR`, then use NEW.jsonl with image_root DIR"
+            )
         raise DataError(
             f"{len(problems)} of {len(found) + len(problems)} images cannot be used. Set image_root (now "
             f"{str(images.root)!r}) to the folder that the paths in the question file start from:\n  {listed}{more}"

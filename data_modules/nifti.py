@@ -1,7 +1,7 @@
 """Slices of NIfTI volumes -> 8-bit RGB, seen as radiologists see them: the patient's right is on the image's left.
 
-Needs nibabel (the extra ``nifti``). Only the wanted slice is read from an uncompressed file. One voxel becomes one
-pixel, also where voxels are not cubes.
+Needs nibabel (the extra ``nifti``). Only the wanted slice is read from an uncompressed file. Where voxels are no cubes,
+slices are stretched to the proportions of the body.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
+from data_modules.aspect import square_size, squared
 from data_modules.grey import stretched, windowed
 from medgrpo.types import DataError
 
@@ -39,6 +40,13 @@ class _Volume:
     """The file's axis of each of these directions."""
     flipped: tuple[bool, bool, bool]
     """Whether that axis runs the other way."""
+    spacing: tuple[float, float, float]
+    """Of voxels in these directions, in the file's unit."""
+
+    def spacings(self, axis: int) -> tuple[float, float]:
+        """Across and down a slice."""
+        across, down = (spacing for other, spacing in enumerate(self.spacing) if other != axis)
+        return across, down
 
 
 def is_nifti(path: Path) -> bool:
@@ -67,7 +75,7 @@ def image_size(path: Path, frame: str, max_image_pixels: int) -> tuple[int, int]
     with _naming(path):
         volume = _volume(path)
         axis, _ = _slice(frame, volume)
-        return _size(volume, axis, max_image_pixels)
+        return square_size(_size(volume, axis, max_image_pixels), *volume.spacings(axis), max_image_pixels)
 
 
 def open_rgb(path: Path, frame: str, max_image_pixels: int, window: tuple[float, float] | None) -> Image.Image:
@@ -90,12 +98,16 @@ def open_rgb(path: Path, frame: str, max_image_pixels: int, window: tuple[float,
         _size(volume, axis, max_image_pixels)
         # [first, second] of the two other directions -> rows from the greatest second, columns from the greatest first
         values = _plane(volume, axis, index)[::-1, ::-1].swapaxes(0, 1)
-        if values.dtype.names:
-            return Image.fromarray(np.ascontiguousarray(np.stack([values[name] for name in "RGB"], -1)))
-        shown = np.isfinite(values)
-        values = np.where(shown, values, 0)
-        grey = windowed(values, *window, shown=shown) if window else stretched(values, shown)
-        return Image.fromarray(grey).convert("RGB")
+        return squared(_shown(values, window), *volume.spacings(axis), max_image_pixels)
+
+
+def _shown(values: np.ndarray, window: tuple[float, float] | None) -> Image.Image:
+    if values.dtype.names:
+        return Image.fromarray(np.ascontiguousarray(np.stack([values[name] for name in "RGB"], -1)))
+    shown = np.isfinite(values)
+    values = np.where(shown, values, 0)
+    grey = windowed(values, *window, shown=shown) if window else stretched(values, shown)
+    return Image.fromarray(grey).convert("RGB")
 
 
 @contextmanager
@@ -129,8 +141,13 @@ def _volume(path: Path) -> _Volume:
     if not np.isfinite(orientation).all():
         raise DataError(f"expected an affine matrix that tells the three directions apart, got {image.affine.tolist()}")
     axes = tuple(int(axis) for axis in np.argsort(orientation[:, 0]))
+    zooms = (*map(float, image.header.get_zooms()), 1.0)
     return _Volume(
-        image, tuple(shape[axis] for axis in axes), axes, tuple(bool(orientation[axis, 1] < 0) for axis in axes)
+        image=image,
+        shape=tuple(shape[axis] for axis in axes),
+        axes=axes,
+        flipped=tuple(bool(orientation[axis, 1] < 0) for axis in axes),
+        spacing=tuple(zooms[axis] for axis in axes),
     )
 
 

@@ -18,7 +18,7 @@ from data_modules.audit import Audit, audit
 from data_modules.audit_limits import check_limits
 from data_modules.audit_page import write_page
 from data_modules.audit_text import render, render_beside
-from data_modules.convert import all_records, convert, drop_missing_images, read_sources, save, write_text
+from data_modules.convert import all_records, check_name, convert, drop_missing_images, read_sources, save, write_text
 from data_modules.debias import Debiased, Report, debias
 from data_modules.formats import FORMATS, Reading, write_jsonl
 from data_modules.image_hashes import ImageHash, hash_images
@@ -57,14 +57,17 @@ def main(args: Sequence[str]) -> int:
             return 0
         options = parser().parse_args(args)
         return options.run(options)
-    except UserError as error:
+    except BrokenPipeError:
+        raise
+    except (UserError, OSError) as error:  # also a full disk, a folder that may not be written, no such model
         print(f"medgrpo: {error}", file=sys.stderr)
         return BAD_INPUT
 
 
 def _convert(options: argparse.Namespace) -> int:
     _check_new(options, options.out)
-    progress = partial(tqdm, desc="reading", unit="file", disable=None)
+    check_name(options.out)
+    progress = partial(tqdm, desc="reading", unit=" rows", disable=None)
     result = convert(options.sources, options.format, options.save_images, options.keep_duplicates, progress)
     hashes = _hash(options, result.records)
     if hashes is not None:
@@ -193,6 +196,9 @@ def _check_new(options: argparse.Namespace, *paths: Path) -> None:
     sources = {Path(source).resolve() for group in named if isinstance(group, list) for source in group}
     if both := sources.intersection(places):
         raise SettingsError(f"{', '.join(map(str, both))} is read, and would be replaced: write to another place")
+    folders = [source for source in sources if source.is_dir()]
+    if inside := [str(place) for place in places if any(place.is_relative_to(folder) for folder in folders)]:
+        raise SettingsError(f"{', '.join(inside)} would be read with its folder the next time: write to another place")
     if folders := [str(path) for path in paths if path.is_dir()]:
         raise SettingsError(f"{', '.join(folders)}: expected a place for a file, got a folder")
     there = [str(path) for path in paths if path.exists()]

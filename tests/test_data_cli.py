@@ -55,6 +55,13 @@ def test_convert_writes_once(folder: Path, capsys: pytest.CaptureFixture) -> Non
     assert Path("new/all.jsonl").read_bytes() == first
 
 
+def test_an_output_is_not_put_where_it_would_be_read(folder: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main(["convert", ".", "--out", "sub/all.jsonl"]) == BAD_INPUT
+    assert "would be read with its folder the next time" in capsys.readouterr().err
+    assert main(["convert", "train.jsonl", "--out", "all.json"]) == BAD_INPUT
+    assert "expected a name that ends in .jsonl" in capsys.readouterr().err
+
+
 def test_audit_guards_a_pipeline(folder: Path, capsys: pytest.CaptureFixture) -> None:
     command = ["audit", "--train", "train.jsonl", "--test", "test.jsonl", "--images", ".", "--num_workers", "0"]
     output = ["--json", "out/audit.json", "--html", "out/audit.html"]

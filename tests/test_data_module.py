@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import json
 import warnings
+from io import BytesIO
 from itertools import pairwise
 from multiprocessing import active_children
 from pathlib import Path
 from types import SimpleNamespace
 
+import pyarrow
 import pytest
 import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from PIL import Image
+from pyarrow import parquet
 from tiny import processor_of
 
 import data_modules.collate
 from data_modules import CT, LesionGrading, MedicalVQADataModule, XRay
+from data_modules.convert import convert
+from data_modules.formats import write_jsonl
 from medgrpo.types import MODALITIES, DataError, SettingsError
 
 NUM_RECORDS = 11
@@ -338,10 +343,25 @@ def test_a_volume_enters_as_several_images(files, tmp_path: Path) -> None:
 def test_validation_images_that_are_trained_on_are_told_before_training(files, tmp_path: Path) -> None:
     Image.new("L", (56, 84), 100).save(tmp_path / "b.png")
     others = save(tmp_path / "others.jsonl", 3, image="b.png")
-    with pytest.warns(
-        UserWarning, match=r"3 of 6 validation records \(50\.0 %\) show an image"
-    ):
+    with pytest.warns(UserWarning, match=r"3 of 6 validation records \(50\.0 %\) show an image"):
         MedicalVQADataModule(**files | {"val": [save(tmp_path / "v.jsonl", 3, image="./a.png"), others]}).setup("fit")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         MedicalVQADataModule(**files | {"val": others}).setup("fit")
+
+
+def test_images_inside_a_question_file_are_written_out_first(tmp_path: Path) -> None:
+    picture = BytesIO()
+    Image.new("L", (56, 84), 100).save(picture, "PNG")
+    row = {"image": {"bytes": picture.getvalue(), "path": "a.png"}, "question": "Is it?", "answer": "yes"}
+    parquet.write_table(pyarrow.Table.from_pylist([row] * 2), tmp_path / "q.parquet")
+    data = MedicalVQADataModule(train=str(tmp_path / "q.parquet"), image_root=str(tmp_path))
+    with pytest.raises(
+        DataError, match=r"1 images are stored inside .* run `medgrpo data convert .* --save_images DIR`"
+    ):
+        data.setup("fit")
+    converted = convert([tmp_path / "q.parquet"], save_images=tmp_path / "images", keep_duplicates=True)
+    write_jsonl(tmp_path / "q.jsonl", converted.records)
+    data = MedicalVQADataModule(train=str(tmp_path / "q.jsonl"), image_root=str(tmp_path / "images"))
+    data.setup("fit")
+    assert len(data.records["train"]) == 2

@@ -379,3 +379,19 @@ def test_bytes_turned_at_random_are_data_errors_or_images(tmp_path: Path, recwar
                 named.add(str(path) in str(error))
     assert named == {True}
     assert not recwarn.list
+
+
+@pytest.mark.parametrize(
+    ("elements", "size"),
+    [
+        ({"PixelSpacing": [5.0, 1.0]}, (4, 15)),  # rows 5 mm apart, columns 1 mm
+        ({"PixelSpacing": [1.0, 1.0], "PixelAspectRatio": [2, 1]}, (4, 3)),
+        ({"ImagerPixelSpacing": [0.1, 0.2]}, (8, 3)),
+        ({"PixelAspectRatio": [2, 1]}, (4, 6)),
+        ({"PixelSpacing": [0.0, 1.0]}, (4, 3)),
+        ({}, (4, 3)),
+    ],
+)
+def test_pixels_become_square(tmp_path: Path, elements: dict, size: tuple[int, int]) -> None:
+    path = made(tmp_path / "a.dcm", np.arange(12, dtype=np.uint8).reshape(3, 4), **elements)
+    assert image_size(path) == open_rgb(path).size == size

@@ -443,3 +443,13 @@ def test_published_medvlm_r1_records(name: str, count: int) -> None:
     assert {record.modality for record in records} == {"ct", "mri", "xray"}
     # These files give the parsed question and options too: the inline parser must agree with them.
     assert [parse_options(record.problem) for record in records] == [(r.question, r.options) for r in records]
+
+
+def test_an_id_that_a_publication_gives_twice_costs_no_record(tmp_path: Path) -> None:
+    row = {"question": "Is it?", "answer": "yes", "image_name": "a.jpg", "qid": 1, "answer_type": "CLOSED"}
+    path = save(
+        tmp_path / "train.json", [row | {"qid": id, "question": f"Is it {n}?"} for n, id in enumerate((1, 2, 1))]
+    )
+    first, second, third = read_records(path)
+    assert third.question == "Is it 2?"
+    assert (first.id != second.id, third.id) == (True, f"{first.id}~2")

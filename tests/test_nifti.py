@@ -167,3 +167,11 @@ def test_without_nibabel_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setitem(sys.modules, "nibabel", None)
     with pytest.raises(DataError, match=r"a.nii: NIfTI files need nibabel: pip install 'medgrpo\[nifti\]'"):
         open_rgb(path)
+
+
+def test_slices_have_the_proportions_of_the_body(tmp_path: Path) -> None:
+    path = saved(tmp_path / "thick.nii", np.zeros((20, 30, 8)), np.diag([1.0, 2.0, 5.0, 1.0]))
+    sizes = {"axial:1": (20, 60), "coronal:1": (20, 40), "sagittal:1": (30, 20)}  # 30 x 8 of 2 x 5 mm
+    for frame, size in sizes.items():
+        file = ImageFile(path, frame)
+        assert image_size(file) == open_rgb(file).size == size

@@ -390,8 +390,13 @@ def test_a_row_of_two_records_is_read_whole_or_not_at_all(tmp_path: Path) -> Non
     first = taken | {"id": "Alignment_VQA_0-1", "conversations": ROWS["pubmedvision"]["conversations"][:2]}
     path.write_text(json.dumps([first, ROWS["pubmedvision"]]), encoding="utf-8")
     reading = scan(path)
+    assert [record.id for record in reading.records] == [f"Alignment_VQA_0-{end}" for end in ("1", "0", "1~1")]
+    turns = ROWS["pubmedvision"]["conversations"]
+    broken = ROWS["pubmedvision"] | {"id": "other", "conversations": [*turns[:-1], turns[-1] | {"value": ""}]}
+    path.write_text(json.dumps([first, broken]), encoding="utf-8")
+    reading = scan(path)
     assert [record.id for record in reading.records] == ["Alignment_VQA_0-1"]
-    assert reading.malformed == [(1, "field 'id': 'Alignment_VQA_0-1' is also the id of record 0")]
+    assert [index for index, _ in reading.malformed] == [1]
     assert replace(reading.records[0], id="") == replace(
         EXPECTED["pubmedvision"][0], id="", metadata={"modality": "Digital Photography", "body_part": "Skin"}
     )
