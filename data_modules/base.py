@@ -206,10 +206,10 @@ class MedicalVQADataModule(LightningDataModule):
                 files = find_images(self.records[split], images)
             if self.trainer is not None:
                 self.bounds[split] = self._collate().check(self.records[split], files)
-        if stage == "fit":
+        if stage == "fit" and self.records["val"]:
             self._warn_of_leaks()
-            if self.trainer is not None:
-                self._check_batches(len(self.records["train"]))
+        if stage == "fit" and self.trainer is not None:
+            self._check_batches(len(self.records["train"]))
 
     def transfer_batch_to_device(self, batch: PromptBatch, device: torch.device, dataloader_idx: int) -> PromptBatch:
         """Leave the batch where it is: the loader repeats it, and the module moves it once per rollout."""

@@ -119,10 +119,9 @@ class Collate:
         problems, bounds, overheads = [], [], {}
         for record in records:
             try:
-                with _naming(record):
-                    bounds.append(self._check(record, sizes, overheads))
+                bounds.append(self._check(record, sizes, overheads))
             except DataError as error:
-                problems.append(str(error))
+                problems.append(f"record {record.id}: {error}")
         if problems:
             more = f"\n  ... and {len(problems) - MAX_LISTED} more" if len(problems) > MAX_LISTED else ""
             listed = "\n  ".join(problems[:MAX_LISTED])
