@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -36,6 +37,9 @@ BAD_INPUT = 2
 
 MAX_NEAR_DISTANCE = 16
 """Perceptual hashes of unrelated images differ in 32 bits on average."""
+
+HASHES = ".medgrpo_hashes"
+"""Where hashes of the images below a folder are kept in it."""
 
 SWITCHES = {
     "redraw": "draw distractors from right answers of the same modality and task",
@@ -184,7 +188,9 @@ def _hash(options: argparse.Namespace, records: Sequence[Record]) -> dict[str, I
     if not 0 <= getattr(options, "near_distance", 0) <= MAX_NEAR_DISTANCE:
         raise SettingsError(f"near_distance: expected 0 to {MAX_NEAR_DISTANCE} bits of 64, got {options.near_distance}")
     references = (image for record in records for image in record.images)
-    return hash_images(references, ImageRoot(options.images), options.hashes, options.num_workers, progress=True)
+    beside = options.images / HASHES if os.access(options.images, os.W_OK) else None
+    store = options.hashes or beside
+    return hash_images(references, ImageRoot(options.images), store, options.num_workers, progress=True)
 
 
 def _check_new(options: argparse.Namespace, *paths: Path) -> None:
@@ -245,7 +251,10 @@ def parser() -> argparse.ArgumentParser:
         choices=("auto", *FORMATS),
     )
     _option(images, "images", "folder that the image paths start from", type=Path, metavar="ROOT")
-    _option(images, "hashes", "keeps image hashes; a run that was stopped goes on", type=Path, metavar="FILE.jsonl")
+    about = (
+        f"keeps image hashes, so that a run that was stopped goes on (default ROOT/{HASHES}, where that can be written)"
+    )
+    _option(images, "hashes", about, type=Path, metavar="FILE")
     _option(images, "num_workers", "processes that hash images", type=int, default=2)
     about = "bits of 64 by which perceptual hashes of near duplicates differ"
     _option(near, "near_distance", about, type=int, default=4)

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from data_modules.formats import read_records
-from medgrpo.data_cli import BAD_INPUT, LIMIT_PASSED, main
+from medgrpo.data_cli import BAD_INPUT, HASHES, LIMIT_PASSED, main
 
 SHARED = Path(__file__).parents[2] / "shared" / "data" / "med_r1" / "modality"
 
@@ -67,6 +67,7 @@ def test_audit_guards_a_pipeline(folder: Path, capsys: pytest.CaptureFixture) ->
     output = ["--json", "out/audit.json", "--html", "out/audit.html"]
     assert main([*command, *output, "--limit", "leak.path=4"]) == LIMIT_PASSED
     assert "limit exceeded: leak.path is 5, above the limit of 4\n" in capsys.readouterr().err
+    assert len(Path(HASHES).read_text().splitlines()) == 55  # the next run opens none of these again
     found = json.loads(Path("out/audit.json").read_text())
     assert found["records"] == {"train": 40, "test": 20}
     assert (found["leak"]["path"], found["leak"]["hash"]) == (5, 5)
