@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 import re
+import sys
 import warnings
 from collections import Counter
 from collections.abc import Sequence
@@ -285,11 +286,17 @@ def text_only_share(
     module.configure_model()
     module.to("cuda" if torch.cuda.is_available() else "cpu")
     collate = Collate(module.processor, prompt)
-    right = 0
+    verdicts: Counter[str] = Counter()
     for start in tqdm(range(0, len(records), batch_size), desc="text only", unit="batch", disable=None):
         batch = [without_images(record) for record in records[start : start + batch_size]]
-        right += sum(row["correct"] for row in module.answer(collate(batch)))
-    return Share(right, len(records))
+        verdicts.update(row["verdict"] for row in module.answer(collate(batch)))
+    if verdicts["unparsed"]:
+        print(
+            f"{verdicts['unparsed']} of {len(records)} answers without the image named no option and count as wrong: "
+            "if these are many, ask with the prompt that the model knows",
+            file=sys.stderr,
+        )
+    return Share(verdicts["right"], len(records))
 
 
 def without_images(record: Record) -> Record:
