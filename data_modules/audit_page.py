@@ -15,7 +15,8 @@ from PIL import Image
 
 from data_modules.audit import Audit
 from data_modules.audit_text import KIND_NAMES, MAX_TEXT, Table, findings, listed_problems, printable, tables
-from data_modules.leaks import LeakPair
+from data_modules.convert import write_text
+from data_modules.leaks import MAX_PAIRS, LeakPair
 from data_modules.repeats import Problem
 from medgrpo.types import DataError, Record
 
@@ -26,7 +27,7 @@ OpenImage = Callable[[str], Image.Image]
 """Reference of an image -> the image; raises `DataError` when there is none to show."""
 
 
-def write_page(path: str | Path, audit: Audit, open_image: OpenImage | None = None, max_pairs: int = 60) -> None:
+def write_page(path: str | Path, audit: Audit, open_image: OpenImage | None = None, max_pairs: int = MAX_PAIRS) -> None:
     """Write the page. It loads nothing and runs nothing: pictures are inside, and its policy forbids all else.
 
     Args:
@@ -34,6 +35,9 @@ def write_page(path: str | Path, audit: Audit, open_image: OpenImage | None = No
         audit: what to show.
         open_image: opens the images of the pairs; None shows the pairs without pictures.
         max_pairs: of a test and a training record that share an image, spread over kinds of leak and modalities.
+
+    Raises:
+        DataError: it cannot be written.
     """
     pairs = spread(audit.pairs, max_pairs)
     body = [
@@ -55,7 +59,7 @@ def write_page(path: str | Path, audit: Audit, open_image: OpenImage | None = No
         body.append("<h2>Images that are in test and in training</h2>")
         body.append(f"<p>{len(pairs):,} examples; {total:,} test records are concerned.</p>")
         body += _pairs(pairs, open_image)
-    Path(path).write_text(_PAGE.replace("<!-- body -->", "\n".join(body)), encoding="utf-8")
+    write_text(Path(path), _PAGE.replace("<!-- body -->", "\n".join(body)))
 
 
 def spread(pairs: Sequence[LeakPair], count: int) -> list[LeakPair]:

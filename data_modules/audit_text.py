@@ -144,7 +144,8 @@ def _repeat_findings(audit: Audit) -> Iterable[Finding]:
     if wrong.groups:
         text = (
             f"Questions about the same images with several right answers: {wrong.groups:,} ({wrong.records:,} records);"
-            f" in {wrong.certain:,} of them one record offers the other's right answer as a wrong one."
+            f" in {wrong.certain:,} of them one record offers the other's right answer as a wrong one, or both yes and"
+            " no are right."
         )
         yield Finding(wrong.certain > 0, text)
 

@@ -56,7 +56,7 @@ class MedicalVQADataModule(LightningDataModule):
         val: files for validation during training.
         test: files for ``test``.
         predict: files for ``predict``.
-        format: of the files; auto looks at the first record of each.
+        format: of the files; auto looks at the fields of the first rows of each.
         image_root: folder that the image paths of the records start from.
         prompt: a preset of ``medgrpo.prompts``, or a text with ``{Question}``.
         prompts_per_batch: P, prompts per rollout batch and rank; a multiple of ``trainer.accumulate_grad_batches``.
@@ -202,7 +202,7 @@ class MedicalVQADataModule(LightningDataModule):
             images = ImageRoot(self.image_root)
             files = find_images(self.records[split], images)
             if self.frames_per_volume > 1:
-                self.records[split] = [self._with_frames(record, files) for record in self.records[split]]
+                self.records[split] = self._with_frames(self.records[split], files)
                 files = find_images(self.records[split], images)
             if self.trainer is not None:
                 self.bounds[split] = self._collate().check(self.records[split], files)
@@ -288,11 +288,11 @@ class MedicalVQADataModule(LightningDataModule):
             return mixed([file_of[record.id] for record in records])
         return None
 
-    def _with_frames(self, record: Record, files: dict[str, ImageFile]) -> Record:
-        """With several frames of each volume in place of the volume."""
+    def _with_frames(self, records: Sequence[Record], files: dict[str, ImageFile]) -> list[Record]:
+        """The records with several frames of each volume in place of the volume."""
         count, limit = self.frames_per_volume, self.max_image_pixels
-        frames = [spread(image, files[image], count, limit) for image in record.images]
-        return replace(record, images=sum(frames, ()))
+        frames = {image: spread(image, file, count, limit) for image, file in files.items()}
+        return [replace(record, images=sum((frames[image] for image in record.images), ())) for record in records]
 
     def _label(self, records: Sequence[Record]) -> list[Record]:
         """Files that name no modality, or no task, are taken to be of this class's."""

@@ -11,7 +11,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,9 @@ from data_modules.formats import Format, Reading, UnknownFormat, place_id, scan,
 from data_modules.image_hashes import ImageHash
 from data_modules.rows import STORED, find_files, printable
 from medgrpo.types import DataError, Record
+
+_ORIGIN = re.compile(r"#[0-9]+$")
+"""How ``source`` in the metadata of a converted record ends; a field of this name in other files ends otherwise."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ class Conversion:
             if not dropped:
                 continue
             lines.append(f"{len(dropped)} {what} left out:")
-            reasons = Counter((row.kind, _general(row.reason)) for row in dropped)
+            reasons = Counter((row.kind, _general(row)) for row in dropped)
             lines += [f"  {count:>8}  {kind}: {reason}" for (kind, reason), count in reasons.most_common(MAX_REASONS)]
             if len(reasons) > MAX_REASONS:
                 lines.append(f"            and {len(reasons) - MAX_REASONS} other reasons")
@@ -100,11 +103,13 @@ def all_records(readings: Iterable[tuple[str, Reading]]) -> list[Record]:
             )
         records += reading.records
         seen.update(record.id for record in reading.records)
-    taken: Counter[str] = Counter()
+    numbers: Counter[str] = Counter()
     for position, record in enumerate(records):
         if seen[record.id] > 1:
-            taken[record.id] += 1
-            records[position] = replace(record, id=f"{record.id}~{taken[record.id]}")
+            numbers[record.id] += 1
+            while (id := f"{record.id}~{numbers[record.id]}") in seen:  # as `convert` names a copy
+                numbers[record.id] += 1
+            records[position] = replace(record, id=id)
     return records
 
 
@@ -155,6 +160,9 @@ def convert(
             id = key if copies[key] == 1 else f"{key}~{copies[key]}"
             seen.setdefault(key, len(result.records))
             own = {} if _is_given(record.id, place_id(file, index), key) else {"source_id": record.id}
+            published = record.metadata.get("source")
+            if published and not _ORIGIN.search(published):
+                own["published_source"] = published
             result.records.append(replace(record, id=id, metadata={**record.metadata, **own, "source": origin}))
             if stores_images and save_images is None:
                 unwritten.update(filter(STORED.fullmatch, record.images))
@@ -265,16 +273,12 @@ def _make_folder(folder: Path) -> None:
 def file_digest(path: Path) -> dict[str, Any]:
     """SHA-256 and bytes of a file; of a folder, those of its files in the order of their names."""
     digest, size = hashlib.sha256(), 0
-    for file in [path] if path.is_file() else _files_below(path):
+    for file in [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file()):
         with file.open("rb") as stream:
             while block := stream.read(1 << 20):
                 digest.update(block)
                 size += len(block)
     return {"sha256": digest.hexdigest(), "bytes": size}
-
-
-def _files_below(folder: Path) -> Iterator[Path]:
-    return iter(sorted(path for path in folder.rglob("*") if path.is_file()))
 
 
 def _named(files: Iterable[Path]) -> tuple[list[Path], list[str]]:
@@ -287,7 +291,10 @@ def _named(files: Iterable[Path]) -> tuple[list[Path], list[str]]:
     return files, [printable(str(file)) for file in files]
 
 
-def _general(reason: str) -> str:
+def _general(row: Dropped) -> str:
     """A reason without what only one row has, so that equal ones count together."""
-    reason = re.sub(r"^line [0-9]+: ", "", reason.split(", got ")[0])
-    return re.sub(r"^(image|same content as) .*?([:]|$)", r"\1\2", reason)[:160]
+    if row.kind == "duplicate":
+        return "same content"
+    if row.kind == "image":  # the reference or file, what is wrong, and in brackets what the decoder says
+        return row.reason.partition(": ")[2].partition(" (")[0]
+    return re.sub(r"^line [0-9]+: ", "", row.reason.split(", got ")[0])[:160]

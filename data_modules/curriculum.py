@@ -8,7 +8,6 @@ from __future__ import annotations
 import glob
 import hashlib
 import json
-import re
 import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -17,13 +16,11 @@ from pathlib import Path
 
 import numpy as np
 
+from data_modules.leaks import name_key
 from medgrpo.types import DataError, Record, SettingsError
 
 ANSWER_TYPES = ("choice", "closed", "open")
 """Kinds of answers, the most constrained first."""
-
-FRAME = re.compile(r"\[\d+\]$")
-"""Names one frame of a volume, at the end of an image's path."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +44,7 @@ def question_hash(record: Record) -> str:
 
     It is blind to the folder of an image, and to which and how many of a volume's frames are looked at (``x.dcm[3]``).
     """
-    images = list(dict.fromkeys(FRAME.sub("", Path(image).name) for image in record.images))
+    images = list(dict.fromkeys(map(name_key, record.images)))
     said = json.dumps([record.question, record.options, record.answer, images])
     return hashlib.sha256(said.encode()).hexdigest()[:16]
 

@@ -110,11 +110,11 @@ def scan(
         rows = list(rows)
         name = _medmcqa(path, rows)
     _, read = FORMATS[name]
-    (modality, task), stem = labels_of_file(path), printable(path.stem)
+    modality, task = labels_of_file(path)
     reading, seen = Reading([], [], []), {}
     for index, row in enumerate(rows if progress is None else progress(rows)):
         try:
-            records = _read(read, row, modality, task, f"{stem}-{index}")
+            records = _read(read, row, modality, task, place_id(path, index))
             repeated = [record.id for record in records if record.id in seen]
             if repeated and name == "jsonl":
                 raise DataError(f"field 'id': {repeated[0][:80]!r} is also the id of record {seen[repeated[0]]}")

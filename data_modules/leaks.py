@@ -124,12 +124,8 @@ def _near(
             image_of.setdefault(known[image], image)
     wanted = dict.fromkeys(known[image] for image in test if image in known)
     train_hashes, test_hashes = list(image_of), list(wanted)
-    closest: dict[int, tuple[int, int]] = {}
     matches = near_matches(np.array(train_hashes, np.uint64), np.array(test_hashes, np.uint64), max_distance)
-    for test_index, train_index, distance in matches:
-        found = (int(distance), int(train_index))
-        closest[test_index] = min(found, closest.get(test_index, found))
-    partner = {test_hashes[index]: image_of[train_hashes[found]] for index, (_, found) in closest.items()}
+    partner = {test_hashes[index]: image_of[train_hashes[found]] for index, found, _ in matches}
     return {image: partner[known[image]] for image in test if known.get(image) in partner}
 
 

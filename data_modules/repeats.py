@@ -61,7 +61,8 @@ class Contradictions:
     records: int
     """Records in those groups."""
     certain: int
-    """Groups in which the right answer of one record is offered by another as a wrong one: not mere wording."""
+    """Groups that are no matter of wording: one record offers another's right answer as a wrong one, or both yes and
+    no are right."""
     examples: tuple[Problem, ...]
 
 
@@ -197,9 +198,8 @@ def _gold(record: Record) -> str:
 
 def _is_certain(group: Sequence[Record]) -> bool:
     golds = {_gold(record) for record in group}
-    return any(
-        not record.options or not {option_key(option) for option in record.options}.isdisjoint(golds - {_gold(record)})
-        for record in group
+    return {"yes", "no"} <= golds or any(
+        not {option_key(option) for option in record.options}.isdisjoint(golds - {_gold(record)}) for record in group
     )
 
 

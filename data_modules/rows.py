@@ -171,7 +171,8 @@ def _json_rows(path: Path) -> Iterator[Any]:
             raise DataError(f"{path}: expected a JSON list, or an object per line, got {begin[:20]!r}")
         if begin.startswith(b"{"):
             row, (later, second) = _line(number, first), next(lines, (0, b""))
-            if second and (isinstance(row, dict) or second.lstrip().startswith(b"{")):
+            is_row = isinstance(row, dict) or (second.lstrip().startswith(b"{") and not first.rstrip().endswith(b"["))
+            if second and is_row:
                 yield row
                 yield _line(later, second)
                 yield from (_line(*line) for line in lines)

@@ -69,8 +69,8 @@ def main(args: Sequence[str]) -> int:
 
 
 def _convert(options: argparse.Namespace) -> int:
-    _check_new(options, options.out)
     check_name(options.out)
+    _check_new(options, options.out, *(options.out.with_suffix(end) for end in (".manifest.json", ".dropped.jsonl")))
     progress = partial(tqdm, desc="reading", unit=" rows", disable=None)
     result = convert(options.sources, options.format, options.save_images, options.keep_duplicates, progress)
     hashes = _hash(options, result.records)
@@ -110,13 +110,13 @@ def _audit(options: argparse.Namespace) -> int:
         text_only = text_only_share(options.text_model, asked, options.prompt)
     found = audit(train, test, hashes=hashes, near_distance=options.near_distance, text_only=text_only)
     figures = found.to_json()
-    passed = check_limits(figures, limits)
     if options.json:
         write_text(options.json, json.dumps(figures, indent=1, ensure_ascii=False) + "\n")
     if options.html:
         images = ImageRoot(options.images) if options.images else None
         write_page(options.html, found, images and (lambda reference: open_rgb(images.find(reference))))
     print(render(found, _width()))
+    passed = check_limits(figures, limits)
     for line in passed:
         print(f"limit exceeded: {line}", file=sys.stderr)
     return LIMIT_PASSED if passed else 0
@@ -225,7 +225,7 @@ def _pair(item: str, option: str) -> tuple[str, float]:
         number = float(value)
     except ValueError:
         number = math.nan
-    if math.isnan(number):
+    if not name or math.isnan(number):
         raise SettingsError(f"{option}: expected NAME=NUMBER, got {item!r}")
     return name, number
 

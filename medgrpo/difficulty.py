@@ -259,9 +259,8 @@ def text_only_share(
     model_name_or_path: str,
     records: Sequence[Record],
     prompt: str = "nothink",
-    adapter: str | None = None,
     batch_size: int = 16,
-    max_completion_length: int = 32,
+    max_completion_length: int = 512,
 ) -> Share:
     """Greedy accuracy of a model that gets the questions without their images.
 
@@ -269,15 +268,14 @@ def text_only_share(
         model_name_or_path: Hub id or folder of a model, or an adapter folder.
         records: the questions; of their images, the marks in the question (``<image>``, ``<image 1>``) go, too.
         prompt: as ``data.prompt``.
-        adapter: PEFT adapter folder.
         batch_size: questions at once.
-        max_completion_length: tokens; more are needed where the prompt asks for reasoning.
+        max_completion_length: tokens; longer answers are cut off.
 
     Returns:
         How many answers are right, and of how many.
     """
     module = PolicyModule(
-        Policy(model_name_or_path, adapter=adapter),
+        Policy(model_name_or_path),
         optimizer=torch.optim.SGD,  # never made: nothing trains
         lr_scheduler=None,
         max_completion_length=max_completion_length,

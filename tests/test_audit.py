@@ -211,6 +211,11 @@ def test_contradictions() -> None:
     assert (found.groups, found.records, found.certain) == (1, 2, 1)
     assert (found.examples[0].split, found.examples[0].file, found.examples[0].record) == ("test", "y", "3")
     assert "'mass', and 'cyst' in '0' of x" in found.examples[0].reason
+    unlisted = [replace(base, id=gold, options=(), answer=gold) for gold in ("yes", "No.", "a cyst")]
+    found = audit([file("x", *unlisted[:2])], []).contradictions
+    assert (found.groups, found.certain) == (1, 1)
+    found = audit([file("x", *unlisted[1:])], []).contradictions
+    assert (found.groups, found.certain) == (1, 0)  # nothing tells other words for the same from another answer
 
 
 def test_text_questions_contradict_only_with_the_same_options() -> None:

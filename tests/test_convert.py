@@ -160,6 +160,21 @@ def test_what_is_left_out_is_counted_and_listed(tmp_path: Path) -> None:
 def test_a_summary_counts_equal_reasons_together(tmp_path: Path) -> None:
     (tmp_path / "x.csv").write_text("question,answer\nIs it?,yes\nshort\nshort\n")
     assert "2  malformed: expected 2 cells" in convert([tmp_path / "x.csv"]).summary()
+    result = convert([put(tmp_path / "x.json", ITEM, ITEM, OTHER, OTHER)])
+    assert "2  duplicate: same content\n" in f"{result.summary()}\n"
+    broken = {
+        image: f"{image}: image cannot be decoded ({image}); it is broken" for r in result.records for image in r.images
+    }
+    drop_missing_images(result, {image: ImageHash("00", None, error) for image, error in broken.items()})
+    assert "2  image: image cannot be decoded\n" in f"{result.summary()}\n"
+
+
+def test_a_published_source_stays(tmp_path: Path) -> None:
+    first = convert([put(tmp_path / "x.json", ITEM | {"source": "RadImageNet"})])
+    save(tmp_path / "a.jsonl", first, {})
+    (again,) = convert([tmp_path / "a.jsonl"]).records
+    assert first.records[0].metadata == {"published_source": "RadImageNet", "source": "x.json#0"}
+    assert again.metadata == {"published_source": "RadImageNet", "source": "a.jsonl#0"}
 
 
 def test_nothing_left_is_an_error_and_writes_nothing(tmp_path: Path) -> None:
@@ -183,5 +198,9 @@ def test_files_of_the_same_name_keep_apart(tmp_path: Path) -> None:
     (train, test) = read_sources([tmp_path / "train"], [tmp_path / "test"])
     assert [train[0][0], test[0][0]] == ["train/CT.json", "test/CT.json"]
     assert [record.id for record in all_records(train + test)] == ["CT-0~1", "CT-0~2"]
+    copies = put(tmp_path / "y.json", {"question": "q", "answer": "a", "id": "k"})
+    more = put(tmp_path / "z.json", *({"question": "q", "answer": "a", "id": id} for id in ("k", "k~2")))
+    ids = [record.id for record in all_records(read_sources([copies, more])[0])]
+    assert ids == ["k~1", "k~3", "k~2"]  # the last one's own
     with pytest.raises(DataError, match=r"x\.json: 1 malformed records, e\.g\. record 1: expected an object"):
         all_records(read_sources([put(tmp_path / "x.json", ITEM, "text")])[0])

@@ -123,6 +123,7 @@ def test_a_question_that_has_changed_since_is_an_error():
     volume = replace(asked, images=("x/1.dcm",))
     frames = replace(asked, images=("x/1.dcm[2]", "x/1.dcm[5]"))
     assert question_hash(volume) == question_hash(frames) != question_hash(asked)
+    assert question_hash(volume) == question_hash(replace(asked, images=("x/1.dcm[coronal:2]",)))
     others = ({"images": ("x/2.png",)}, {"question": "r"}, {"options": ("b", "a")}, {"answer": "B"})
     for records in [[replace(asked, **other)] for other in others]:
         with pytest.raises(DataError, match="1 of 1 records are not the questions that were counted .* 'a'"):

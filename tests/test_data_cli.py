@@ -64,7 +64,7 @@ def test_an_output_is_not_put_where_it_would_be_read(folder: Path, capsys: pytes
 
 def test_audit_guards_a_pipeline(folder: Path, capsys: pytest.CaptureFixture) -> None:
     command = ["audit", "--train", "train.jsonl", "--test", "test.jsonl", "--images", ".", "--num_workers", "0"]
-    output = ["--json", "out/audit.json", "--html", "out/audit.html"]
+    output = ["--json", "out/audit.json", "--html", "pages/audit.html"]
     assert main([*command, *output, "--limit", "leak.path=4"]) == LIMIT_PASSED
     assert "limit exceeded: leak.path is 5, above the limit of 4\n" in capsys.readouterr().err
     assert len(Path(HASHES).read_text().splitlines()) == 55  # the next run opens none of these again
@@ -72,7 +72,7 @@ def test_audit_guards_a_pipeline(folder: Path, capsys: pytest.CaptureFixture) ->
     assert found["records"] == {"train": 40, "test": 20}
     assert (found["leak"]["path"], found["leak"]["hash"]) == (5, 5)
     assert found["blind"]["chance"] == 25.0
-    assert "data:image/jpeg;base64" in Path("out/audit.html").read_text()
+    assert "data:image/jpeg;base64" in Path("pages/audit.html").read_text()
     assert main([*command, "--limit", "leak.path=5", "blind.chance=25"]) == 0
     assert main([*command, "--limit", "leak.path=4", "--limit", "blind.chance=25"]) == LIMIT_PASSED
     assert main([*command, "--limit", "leak.paths=0"]) == BAD_INPUT
@@ -131,6 +131,7 @@ def test_near_duplicates_stay_together(folder: Path) -> None:
 
 def test_split_and_sample_share_no_image(folder: Path) -> None:
     files = ["train.jsonl", "test.jsonl"]
+    assert main(["split", *files, "--out", "split", "--shares", "=0.7", "test=0.3"]) == BAD_INPUT  # would be hidden
     assert main(["split", *files, "--out", "split", "--shares", "train=0.7", "val=0.1", "test=0.2"]) == 0
     assert main(["sample", *files, "--out", "drawn", "--train", "10", "--test", "5", "--balance", "letter"]) == 0
     parts = {path: read_records(path) for path in sorted(Path().glob("*/*.jsonl"))}

@@ -86,7 +86,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "data_modules.image_hashes": {"medgrpo.types", "data_modules.image_root", "data_modules.images"},
     "data_modules.image_cache": {"data_modules.image_root"},
-    "data_modules.curriculum": {"medgrpo.types"},
+    "data_modules.curriculum": {"medgrpo.types", "data_modules.leaks"},
     "data_modules.collate": {
         *(f"medgrpo.{name}" for name in ("types", "prompts")),
         *(f"data_modules.{name}" for name in ("image_cache", "image_root", "images")),
@@ -116,7 +116,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "data_modules.audit_text": {"medgrpo.blind", *(f"data_modules.{name}" for name in ("audit", "leaks", "repeats"))},
     "data_modules.audit_page": {
         "medgrpo.types",
-        *(f"data_modules.{name}" for name in ("audit", "audit_text", "leaks", "repeats")),
+        *(f"data_modules.{name}" for name in ("audit", "audit_text", "convert", "leaks", "repeats")),
     },
     "data_modules.phantom": {"medgrpo.types", "data_modules.base"},
 }

@@ -140,6 +140,7 @@ LINES = "\n".join(json.dumps(row) for row in ROWS)
         LINES.replace("\n", "\r\n\n"),
         json.dumps({"version": 1, "info": {"of": "x"}, "data": ROWS}),
         json.dumps({"questions": ROWS, "data": []}, indent=1),
+        '{"data": [\n' + LINES.replace("\n", ",\n") + "\n]}",
     ],
 )
 def test_json_layouts(tmp_path: Path, content: str) -> None:
