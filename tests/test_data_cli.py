@@ -50,7 +50,7 @@ def test_convert_writes_once(folder: Path, capsys: pytest.CaptureFixture) -> Non
     first = Path("new/all.jsonl").read_bytes()
     assert len(read_records("new/all.jsonl")) == 40
     assert main(command) == BAD_INPUT
-    assert "all.jsonl exists" in capsys.readouterr().err
+    assert "all.jsonl, new/all.manifest.json exists" in capsys.readouterr().err
     assert main([*command, "--overwrite"]) == 0
     assert Path("new/all.jsonl").read_bytes() == first
 
