@@ -33,6 +33,7 @@ from data_modules.images import MAX_IMAGE_PIXELS, find_images, spread
 from data_modules.labels import modality_of, task_of
 from data_modules.leaks import path_key
 from data_modules.loading import PositionSampler, RepeatLoader, evaluation_loader, train_loader
+from data_modules.rows import find_files
 from medgrpo.types import MODALITIES, DataError, PromptBatch, Record, SettingsError
 
 Split = Literal["train", "val", "test", "predict"]
@@ -52,7 +53,7 @@ class MedicalVQADataModule(LightningDataModule):
     """Reads the records of each split, checks all of them before anything trains, and makes the loaders.
 
     Args:
-        train: question file or files (see ``data_modules.formats``) to train on.
+        train: question file or files (see ``data_modules.formats``) to train on, or folders of them.
         val: files for validation during training.
         test: files for ``test``.
         predict: files for ``predict``.
@@ -248,19 +249,22 @@ class MedicalVQADataModule(LightningDataModule):
         return self._evaluation_loader("predict")
 
     def _read(self, split: str) -> list[list[Record]]:
-        """Records of each file of a split, filtered."""
+        """Records of each file or folder of a split, filtered."""
         kept, found, origin = [], [], {}
         for path in self.paths[split]:
-            records = self._label(read_records(path, self.format))
-            for record in records:
-                if record.id in origin:
-                    raise DataError(
-                        f"data.{split}: record id {record.id!r} is in {origin[record.id]} and in {path}. "
-                        "List each file once; rename files that have the same name."
-                    )
-            origin |= {record.id: path for record in records}
-            found += records
-            kept.append([record for record in records if self._wanted(record)])
+            kept.append([])
+            for file in find_files(path):
+                records = self._label(read_records(file, self.format))
+                for record in records:
+                    if record.id in origin:
+                        raise DataError(
+                            f"data.{split}: record id {record.id!r} is in {origin[record.id]} and in {file}. "
+                            "List each file once; rename files that have the same name, or make one of them with "
+                            "`medgrpo data convert`."
+                        )
+                origin |= {record.id: file for record in records}
+                found += records
+                kept[-1] += [record for record in records if self._wanted(record)]
         if not any(kept):
             have = sorted({(record.modality or "unknown", record.task or "unknown") for record in found})
             raise DataError(

@@ -87,7 +87,7 @@ def hash_images(
     hashes = {file: known[key] for file, key in files.items() if key in known}
     missing = [file for file in files if file not in hashes]
     task = partial(_hash, max_image_pixels=max_image_pixels)
-    with _appending(store) as output, _mapping(num_workers, len(missing)) as mapped:
+    with _appending(store if missing else None) as output, _mapping(num_workers, len(missing)) as mapped:
         results = zip(missing, mapped(task, missing), strict=True)
         for file, result in _with_bar(results, len(missing), progress):
             hashes[file] = result

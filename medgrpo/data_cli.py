@@ -187,9 +187,11 @@ def _hash(options: argparse.Namespace, records: Sequence[Record]) -> dict[str, I
         raise SettingsError(f"num_workers: expected 0 (no other process) or more, got {options.num_workers}")
     if not 0 <= getattr(options, "near_distance", 0) <= MAX_NEAR_DISTANCE:
         raise SettingsError(f"near_distance: expected 0 to {MAX_NEAR_DISTANCE} bits of 64, got {options.near_distance}")
-    references = (image for record in records for image in record.images)
+    references = [image for record in records for image in record.images]
     beside = options.images / HASHES if os.access(options.images, os.W_OK) else None
     store = options.hashes or beside
+    if store and references:
+        print(f"image hashes are kept in {store}", file=sys.stderr)
     return hash_images(references, ImageRoot(options.images), store, options.num_workers, progress=True)
 
 

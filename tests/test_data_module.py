@@ -365,3 +365,15 @@ def test_images_inside_a_question_file_are_written_out_first(tmp_path: Path) -> 
     data = MedicalVQADataModule(train=str(tmp_path / "q.jsonl"), image_root=str(tmp_path / "images"))
     data.setup("fit")
     assert len(data.records["train"]) == 2
+
+
+def test_a_folder_of_question_files_counts_as_one(files, tmp_path: Path) -> None:
+    (tmp_path / "exams" / "deep").mkdir(parents=True)
+    save(tmp_path / "exams" / "a.jsonl", 3)
+    save(tmp_path / "exams" / "deep" / "b.jsonl", 2)
+    data = MedicalVQADataModule(**files | {"train": [files["train"], str(tmp_path / "exams")]}, mix=[2, 5])
+    data.setup("fit")
+    assert [record.id[0] for record in data.records["train"]] == list("ttaaabb")
+    save(tmp_path / "exams" / "deep" / "a.jsonl", 2)
+    with pytest.raises(DataError, match=r"record id 'a-0' is in .*a\.jsonl and in .*deep/a\.jsonl"):
+        data.setup("fit")

@@ -95,7 +95,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "data_modules.base": {
         *(f"medgrpo.{name}" for name in ("types", "prompts")),
         *(f"data_modules.{name}" for name in ("collate", "curriculum", "formats", "labels", "leaks")),
-        *(f"data_modules.{name}" for name in ("image_root", "images", "loading")),
+        *(f"data_modules.{name}" for name in ("image_root", "images", "loading", "rows")),
     },
     "data_modules.split": {"medgrpo.types", "data_modules.leaks", "data_modules.options"},
     "data_modules.debias": {
