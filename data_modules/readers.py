@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 import string
 from collections.abc import Callable
-from pathlib import Path
 
 from data_modules.fields import Row, Unused, label, others, paths, show, text, texts, with_options
 from data_modules.labels import modality_of, task_of
@@ -34,7 +33,7 @@ def med_r1(row: Row, modality: str, task: str) -> Record:
         solution, extra["modality"] = solution[tag.end() :], tag[1].replace("_", " ")
         modality = _modality(extra, "modality", extra) or modality
     answer = parse_gold(solution, options)
-    parts = Path(images[0]).parts if images else ()
+    parts = images[0].split("/") if images else ()
     dataset = parts[1] if len(parts) > 2 and parts[0] == "Images" else ""
     closed = not options and _is_yes_no(answer)
     return Record("", problem, question, options, answer, images, modality, task, dataset, closed, extra)
