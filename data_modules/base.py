@@ -33,8 +33,10 @@ from data_modules.images import MAX_IMAGE_PIXELS, find_images, spread
 from data_modules.labels import modality_of, task_of
 from data_modules.leaks import path_key
 from data_modules.loading import PositionSampler, RepeatLoader, evaluation_loader, train_loader
+from data_modules.priors import Training
 from data_modules.rows import find_files
-from medgrpo.types import MODALITIES, DataError, PromptBatch, Record, SettingsError
+from data_modules.views import shown
+from medgrpo.types import MODALITIES, DataError, PromptBatch, Record, SettingsError, View
 
 Split = Literal["train", "val", "test", "predict"]
 
@@ -83,12 +85,16 @@ class MedicalVQADataModule(LightningDataModule):
         mix: records to draw from each training file, e.g. [600, 490]; None takes all.
         curriculum: order of each epoch: by pass count, by kind of answer (choice, closed, open), or with the training
             files in the same ratio throughout; None is no order.
+        eval_views: what ``test`` asks every question once more with: ``blank`` (a grey image), ``wrong_image`` (another
+            question's), ``shuffled`` (the options in another order). Each is one more pass.
     """
 
     modality: str = ""
     """What a subclass for one modality keeps; a file that names no modality is taken to be of this one."""
     task: str = ""
     """Likewise for a question type."""
+    allow_zero_length_dataloader_with_multiple_devices = True
+    """What is left of a test that is gone on with may not reach all ranks."""
 
     def __init__(
         self,
@@ -118,6 +124,7 @@ class MedicalVQADataModule(LightningDataModule):
         pass_count: tuple[int, int] | None = None,
         mix: list[int] | None = None,
         curriculum: Literal["easy_to_hard", "closed_to_open", "mixed"] | None = None,
+        eval_views: list[Literal["blank", "wrong_image", "shuffled"]] | None = None,
     ) -> None:
         super().__init__()
         problems = [
@@ -172,12 +179,19 @@ class MedicalVQADataModule(LightningDataModule):
         self.pass_count = pass_count
         self.mix = mix
         self.curriculum = curriculum
+        self.eval_views: tuple[View, ...] = tuple(dict.fromkeys(eval_views or ()))
         self.records: dict[str, list[Record]] = {}
         """Records by split, after ``setup``."""
         self.bounds: dict[str, list[int]] = {}
         """Tokens that their prompts do not exceed, under a Trainer."""
         self.order: Curriculum | None = None
         """Of the training records."""
+        self.shown: dict[View, list[Record]] = {}
+        """The test records under each view, after ``setup``."""
+        self.done: dict[View, set[str]] = {}
+        """Ids that a test or prediction leaves out: whoever keeps the answers sets it in its ``setup``."""
+        self.training: Training | None = None
+        """What the test compares its records with, when the training files are there."""
 
     def setup(self, stage: str) -> None:
         """Read and check the splits of a stage, all of their images and all of their prompts.
@@ -207,10 +221,30 @@ class MedicalVQADataModule(LightningDataModule):
                 files = find_images(self.records[split], images)
             if self.trainer is not None:
                 self.bounds[split] = self._collate().check(self.records[split], files)
+            if split == "test":
+                self._show(files)
         if stage == "fit" and self.records["val"]:
             self._warn_of_leaks()
         if stage == "fit" and self.trainer is not None:
             self._check_batches(len(self.records["train"]))
+
+    def _show(self, files: dict[str, ImageFile]) -> None:
+        """The test records under each view, and what they have in common with the training records."""
+        records = self.records["test"]
+        self.shown = {view: shown(records, view, self.seed) for view in ("image", *self.eval_views)}
+        for view in self.eval_views:
+            if not self.shown[view]:
+                rank_zero_warn(f"data.eval_views: no test record can be asked with {view}; it is left out")
+            elif self.trainer is not None and view != "blank":
+                self._collate().check(self.shown[view], files)
+        missing = [path for path in self.paths["train"] if not Path(path).exists()]
+        if missing:
+            rank_zero_warn(
+                f"data.train: {missing[0]} does not exist, so this test cannot say which images were seen in training "
+                "and what a lookup of its options scores"
+            )
+        elif self.paths["train"]:
+            self.training = Training(sum(self._read("train"), []))
 
     def transfer_batch_to_device(self, batch: PromptBatch, device: torch.device, dataloader_idx: int) -> PromptBatch:
         """Leave the batch where it is: the loader repeats it, and the module moves it once per rollout."""
@@ -240,9 +274,9 @@ class MedicalVQADataModule(LightningDataModule):
         """Every validation record once; nothing without ``val``."""
         return self._evaluation_loader("val") if self.records["val"] else []
 
-    def test_dataloader(self) -> DataLoader:
-        """Every test record once."""
-        return self._evaluation_loader("test")
+    def test_dataloader(self) -> list[DataLoader]:
+        """For each view, every test record once."""
+        return [self._evaluation_loader("test", records, view) for view, records in self.shown.items() if records]
 
     def predict_dataloader(self) -> DataLoader:
         """Every record to predict once."""
@@ -366,16 +400,20 @@ class MedicalVQADataModule(LightningDataModule):
             image_cache=self.image_cache,
         )
 
-    def _evaluation_loader(self, split: Split) -> DataLoader:
-        world_size, records = self.trainer.world_size, self.records[split]
+    def _evaluation_loader(
+        self, split: Split, records: Sequence[Record] | None = None, view: View = "image"
+    ) -> DataLoader:
+        world_size = self.trainer.world_size
+        records = self.records[split] if records is None else records
         if len(records) < world_size:
             raise DataError(f"data.{split}: {len(records)} records do not reach {world_size} ranks; use fewer devices")
         return evaluation_loader(
             records,
-            self._collate(),
+            replace(self._collate(), view=view),
             self.eval_batch_size,
             rank=self.trainer.global_rank,
             world_size=world_size,
+            done=self.done.get(view, set()) if split in ("test", "predict") else set(),
             **self._workers(),
         )
 

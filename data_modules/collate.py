@@ -27,13 +27,16 @@ from data_modules.images import (
     prepare,
 )
 from medgrpo.prompts import messages
-from medgrpo.types import DataError, PromptBatch, Record, SettingsError
+from medgrpo.types import DataError, PromptBatch, Record, SettingsError, View
 
 if TYPE_CHECKING:
     from transformers import ProcessorMixin
 
 THUMBNAIL_PIXELS = 224
 """Longest side of the images kept for display."""
+
+GREY = (128, 128, 128)
+"""Of a blank image, which has the size of the one that it stands for."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,8 @@ class Collate:
     """(center, width) that DICOM and NIfTI values are shown through; None is the file's own."""
     image_cache: str | None = None
     """Folder that keeps processed images between epochs and runs; None keeps none."""
+    view: View = "image"
+    """What the records are shown as; ``blank`` makes their images grey."""
 
     def __post_init__(self) -> None:
         least, greatest = self._limits
@@ -99,6 +104,7 @@ class Collate:
             image_grid_thw=torch.stack([image.image_grid_thw for image in flat]) if flat else None,
             images_per_prompt=tuple(len(row) for row in images),
             thumbnails=tuple(row[0].thumbnail if row else None for row in images),
+            view=self.view,
         )
 
     def check(self, records: Sequence[Record], files: Mapping[str, ImageFile] | None = None) -> list[int]:
@@ -193,13 +199,17 @@ class Collate:
 
     def _image(self, path: str) -> ProcessedImage:
         file = self._root.find(path)
+        if self.view == "blank":
+            return self._processed(Image.new("RGB", image_size(file, self.max_image_pixels), GREY))
         if self._cache is None:
             return self._process(file)
         image_size(file, self.max_image_pixels)  # may have been stored under a greater limit
         return self._cache.get(file, self._process)
 
     def _process(self, file: ImageFile) -> ProcessedImage:
-        image = open_rgb(file, self.max_image_pixels, self.window)
+        return self._processed(open_rgb(file, self.max_image_pixels, self.window))
+
+    def _processed(self, image: Image.Image) -> ProcessedImage:
         if self.resize:
             image = image.resize(self.resize, Image.Resampling.BICUBIC)
         prepared = prepare(image, *self._limits, self._patch_size)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
-from torch.utils.data import BatchSampler, DataLoader, Sampler
+from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, Sampler
 
 from data_modules.collate import Collate
 from data_modules.curriculum import Curriculum
@@ -155,10 +154,41 @@ def train_loader(
 
 
 def evaluation_loader(
-    records: Sequence[Record], collate: Collate, batch_size: int, *, rank: int, world_size: int, **options: Any
+    records: Sequence[Record],
+    collate: Collate,
+    batch_size: int,
+    *,
+    rank: int,
+    world_size: int,
+    done: Container[str] = frozenset(),
+    **options: Any,
 ) -> DataLoader:
-    """Loader that gives each record to exactly one rank; the ranks' numbers of batches may differ by one."""
-    sampler = None
-    if world_size > 1:
-        sampler = UnrepeatedDistributedSampler(records, num_replicas=world_size, rank=rank, shuffle=False)
-    return DataLoader(records, batch_size=batch_size, sampler=sampler, collate_fn=collate, **options)
+    """Loader that gives each record to exactly one rank.
+
+    The records are cut into batches in their order, and ranks take turns: which records share a batch depends neither
+    on the ranks, as long as there are enough batches, nor on what a run that is gone on with has done already.
+
+    Args:
+        records: all of them.
+        collate: makes a batch.
+        batch_size: records of a batch, at most.
+        rank: of this process.
+        world_size: W.
+        done: ids; batches of which all are done are left out.
+        options: of the `DataLoader`.
+    """
+    size = min(batch_size, max(1, len(records) // world_size))
+    batches = [records[start : start + size] for start in range(0, len(records), size)]
+    left = [batch for batch in batches if any(record.id not in done for record in batch)]
+    sampler = TurnSampler(left, num_replicas=world_size, rank=rank)
+    return DataLoader(left, batch_size=None, sampler=sampler, collate_fn=collate, **options)
+
+
+class TurnSampler(DistributedSampler):
+    """Every W-th index, beginning at the rank. Being a `DistributedSampler`, it is not replaced by one that pads."""
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(self.rank, len(self.dataset), self.num_replicas))
+
+    def __len__(self) -> int:
+        return len(range(self.rank, len(self.dataset), self.num_replicas))

@@ -5,7 +5,12 @@ It abstains where the text does not settle the choice; it never guesses and neve
 Reasoning is what stands inside ``<think> </think>``. Tags are read in any case. Three malformed cases, decided once:
 an unclosed ``<think>`` runs to the end; a ``</think>`` without an opening tag ends reasoning that began with the
 completion, as when the chat template opens the block; reasoning does not nest, it ends at the first ``</think>``.
-The answer is the last closed ``<answer> </answer>`` outside the reasoning, before it or after it.
+Only what stands outside the reasoning, before it or after it, is ever read as an answer, by one of two rules:
+
+``strict``, for rewards: there is one closed ``<answer> </answer>`` block, and no other answer tag.
+``lenient``, for answers of models that were not trained on the tags: the last closed block. Where there is no answer
+tag at all, the last ``\\boxed{}``; where there is no box either, what follows the last "the answer is" or "Answer:".
+A block, box or phrase that was begun and not ended, as when the completion was cut off, is not replaced by another.
 """
 
 from __future__ import annotations
@@ -15,14 +20,59 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from medgrpo.open_answers import exact_match, labels, normalize, set_f1, token_f1, yes_no
 from medgrpo.types import LETTERS, Record
 
+Rule = Literal["strict", "lenient"]
+
 _THINK_TAG = re.compile(r"<(/?)think>", re.IGNORECASE)
+_ANSWER_TAG = re.compile(r"</?answer>", re.IGNORECASE)
 # No opening tag inside: of nested or unclosed openings, the innermost is the block.
 _ANSWER = re.compile(r"<answer>((?:(?!<answer>).)*?)</answer>", re.IGNORECASE | re.DOTALL)
 # "C", "(C)", "C.", "C)" or "C:". A bare letter labels no text: "A CT scan" begins with an article.
 _LETTER = re.compile(r"\(([a-z])\)|([a-z])[.):]?", re.IGNORECASE)
 _LABELLED = re.compile(r"(?:\(([a-z])\)|([a-z])[.):])\s*(\S.*)", re.IGNORECASE | re.DOTALL)
+
+_BOXED = re.compile(r"\\boxed\s*\{")
+# Braces, those of a font or text command together with the command; escaped ones are text.
+_BRACE = re.compile(
+    r"(?P<escaped>\\[{}])|(?P<font>\\(?:text(?:bf|it|rm|sf|tt)?|math(?:bf|it|rm|sf|tt)|boldsymbol|bm|mbox)\s*\{)|[{}]"
+)
+
+# Every pattern of phrases starts at one place or looks back a bounded way: a long completion takes linear time.
+_PHRASE = re.compile(
+    r"\banswers?\b(?:[\s*_]{0,4}(?:(?:to|for) (?:the|this) question[\s*_]{0,4})?"
+    r"(?:(?P<says>:|is\b)|(?:isn|are|was|were|can|could|may|might|must|should|would|will)\b)"
+    r"|(?<=final answer)(?P<heading>[^\w\n]{0,4})(?=\n))",
+    re.IGNORECASE,
+)
+# What may stand before "answer": the start of a clause, or words that make it the writer's own and only one.
+_LEAD = re.compile(
+    r"(?:(?:^|[-\n.!?,;:>#*_(\[|]|\b(?:the|my|so|thus|hence|therefore))[\s*_]*"
+    r"(?:(?:most|likely|best|correct|right|final)[\s*_]+)*|\b(?:correct|final)[\s*_]+)$",
+    re.IGNORECASE,
+)
+# Earlier words of the same clause that take the phrase back.
+_DOUBT = re.compile(
+    r"(?:n['’]t|\b(?:not|never|cannot|no|if|whether|unless|doubt\w*|suppos\w+|assum\w+|what|which|why))\b"
+    r"(?:(?!\b(?:so|thus|hence|therefore|but)\b)[^.,;:!?\n])*$",
+    re.IGNORECASE,
+)
+_LOOK_BACK = 80
+# What a phrase says, folded: words before the choice, the letter, a letter that labels a text, and what may follow.
+_OPENING = re.compile(r"""[\s*_:"'“‘$]*""")
+_MARKUP = re.compile(r"\*\*|__|`")
+_HEDGE = re.compile(r"(?:(?:most likely|likely|probably|clearly|therefore|thus) )?(?:(?:option|choice|letter) )?")
+_ARTICLE = re.compile(r"(?:a|an|the) ")
+_SAID_LETTER = re.compile(r"\(([a-z])\)|([a-z])(?!\w)[):]?")
+_SAID_LABEL = re.compile(r"(?:\(([a-z])\)[.:,–—-]?|([a-z]) ?[.):,(–—-]) ?")
+_AFTER = re.compile(
+    r"""[)"'”’*_$:]*(?:$|[.!][)"'”’*_$]*(?:$|\s(?!or\b))|(?: ?[,;(–—-] ?| )"""
+    r"(?:because|since|as(?! well)|due to|given|based on|which(?! is (?:not|wrong|incorrect))|not|rather than)\b)"
+)
+_NO_TEXT = re.compile(r"(?:not|either|neither|nor)\b", re.IGNORECASE)
+# Where free text ends: with its sentence, but not after the "E." of "E. coli"; or before its reasons.
+_END_OF_TEXT = re.compile(r"(?<=[\w)][\w)])[.!?](?=\s|$)|,? (?:because|since)\b", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -32,63 +82,99 @@ class Answer:
     reasoning: str
     """Text inside the think blocks, joined by newlines; empty without one."""
     text: str | None
-    """Content of the answer block, stripped, also when it names no choice; None without a closed block."""
+    """What was read, stripped, also when it names no choice: content of the answer block, or of the box, or the line
+    after the phrase; None without any."""
     choice: str | None
     """Letter of the option named; None when unparsed and for open questions."""
     status: Literal["parsed", "unparsed"]
     reason: str = ""
-    """Why unparsed: ``no closed answer block``, ``empty``, ``two options``, ``letter not offered`` or
-    ``no option matches``; empty when parsed."""
+    """Why unparsed: ``no closed answer block``, ``several answer blocks``, ``stray answer tag``, ``box not closed``,
+    ``phrase in doubt``, ``empty``, ``two options``, ``letter not offered`` or ``no option matches``; empty when
+    parsed."""
 
 
-def extract(completion: str, options: Sequence[str]) -> Answer:
+def extract(completion: str, options: Sequence[str], rule: Rule = "strict", closed: bool = False) -> Answer:
     """Reads the answer of a completion.
 
-    A choice is named by its letter (``C``, ``c``, ``(C)``, ``C.``, ``C)``, ``C:``), by the letter and the text of
-    that same option (``C) CT``, ``C. CT``, ``C: CT``, ``(C) CT``), or by the exact text of one option. Texts are
-    compared up to case, white space and a final period. The readings that hold must agree on one option.
+    In a block or box a choice is named by its letter (``C``, ``c``, ``(C)``, ``C.``, ``C)``, ``C:``), by the letter and
+    the text of that same option (``C) CT``, ``C. CT``, ``C: CT``, ``(C) CT``), or by the exact text of one option.
+    Texts are compared up to case, white space and a final period. The readings that hold must agree on one option.
+    After a phrase the same forms are read where they begin it, alone, ended by a period, or followed by reasons
+    (``because``, ``which``, ``not A``); an article before a text is skipped, so that "a cyst" is not option A.
 
     Args:
         completion: Decoded text without special tokens.
-        options: Option texts in letter order, 2 to 10; empty for an open question, whose answer is the block's text.
+        options: Option texts in letter order, 2 to 10; empty for an open question, whose answer is the text read.
+        rule: ``strict`` or ``lenient``, see above. What strict reads, lenient reads the same.
+        closed: The question lists no options and yet takes one of few words: yes and no together name two.
 
     Returns:
-        The answer; ``status`` is ``unparsed`` when there is no closed block, it is empty, or it does not name exactly
-        one option offered.
+        The answer; ``status`` is ``unparsed`` when the rule finds nothing to read, or it is empty, or it does not name
+        exactly one option offered.
 
     Raises:
-        ValueError: The number of options is not 0 and not 2 to 10.
+        ValueError: The number of options is not 0 and not 2 to 10, or there is no such rule.
     """
     if options and not 2 <= len(options) <= len(LETTERS):
         raise ValueError(f"options: expected none or 2 to {len(LETTERS)}, got {len(options)}")
+    if rule not in ("strict", "lenient"):
+        raise ValueError(f"rule: expected strict or lenient, got {rule!r}")
     reasoning, rest = _split(completion)
     blocks = [match[1].strip() for part in rest for match in _ANSWER.finditer(part)]
-    if not blocks:
+    tags = sum(len(_ANSWER_TAG.findall(part)) for part in rest)
+    if rule == "strict" and blocks and tags != 2:
+        reason = "several answer blocks" if len(blocks) > 1 else "stray answer tag"
+        return Answer(reasoning, blocks[-1], None, "unparsed", reason)
+    if blocks:
+        return _read(reasoning, blocks[-1], options, _choices(blocks[-1], options), closed)
+    if rule == "strict" or tags:
         return Answer(reasoning, None, None, "unparsed", "no closed answer block")
-    text = blocks[-1]
-    if not text:
-        return Answer(reasoning, text, None, "unparsed", "empty")
-    if not options:
-        return Answer(reasoning, text, None, "parsed")
-    choices = _choices(text, options)
-    if len(choices) == 1:
-        return Answer(reasoning, text, choices.pop(), "parsed")
-    return Answer(reasoning, text, None, "unparsed", "two options" if choices else _why_none(text, options))
+    boxes = [(part, match.end()) for part in rest for match in _BOXED.finditer(part)]
+    if boxes:
+        content = _inside(*boxes[-1])
+        if content is None:
+            return Answer(reasoning, None, None, "unparsed", "box not closed")
+        return _read(reasoning, content, options, _choices(content, options), closed)
+    for part in reversed(rest):
+        for phrase in reversed(list(_PHRASE.finditer(part))):
+            if _LEAD.search(part, max(0, phrase.start() - _LOOK_BACK), phrase.start()):
+                return _read_phrase(reasoning, part, phrase, options, closed)
+    return Answer(reasoning, None, None, "unparsed", "no closed answer block")
 
 
 def is_correct(answer: Answer, record: Record) -> bool:
-    """True when the choice is the gold letter; for an open question, when the texts agree up to case, white space and
-    a final period. Unparsed is never correct."""
+    """True when the answer is right; unparsed never is.
+
+    The choice must be the gold letter. Without options, a gold of yes or no is compared with the reply
+    (``open_answers.yes_no``), a gold with ``|`` between labels as a set, any other by normalised exact match.
+    """
     if answer.status == "unparsed" or answer.text is None:
         return False
     if record.options:
         return answer.choice == record.answer
-    return _normal(answer.text) == _normal(record.answer)
+    if normalize(record.answer) in ("yes", "no"):
+        return yes_no(answer.text) == normalize(record.answer)
+    if "|" in record.answer:
+        return labels(answer.text) == labels(record.answer)
+    return exact_match(answer.text, record.answer)
 
 
-def verdict(record: Record, completion: str) -> Literal["right", "wrong", "unparsed"]:
+def f1(answer: Answer, record: Record) -> float:
+    """How far the answer is right, 0 to 1.
+
+    F1 of the sets of labels for a gold with ``|``, else F1 of words for a question without options; for a choice, and
+    for a gold of yes or no, 1 when right and 0 when not. Unparsed is 0.
+    """
+    if answer.status == "unparsed" or answer.text is None:
+        return 0.0
+    if record.options or normalize(record.answer) in ("yes", "no"):
+        return float(is_correct(answer, record))
+    return set_f1(answer.text, record.answer) if "|" in record.answer else token_f1(answer.text, record.answer)
+
+
+def verdict(record: Record, completion: str, rule: Rule = "strict") -> Literal["right", "wrong", "unparsed"]:
     """Grades one completion, keeping unparsed apart from wrong."""
-    answer = extract(completion, record.options)
+    answer = extract(completion, record.options, rule, record.closed)
     if answer.status == "unparsed":
         return "unparsed"
     return "right" if is_correct(answer, record) else "wrong"
@@ -99,20 +185,68 @@ def _split(completion: str) -> tuple[str, list[str]]:
 
     The stretches stay apart so that removing reasoning cannot join two halves of a tag or of a block.
     """
-    inside: list[str] = []
-    outside: list[str] = []
+    inside: list[slice] = []
+    outside: list[slice] = []
     start, thinking = 0, False
     for tag in _THINK_TAG.finditer(completion):
         closes = tag[1] == "/"
         if closes and not thinking:  # the block opened before the completion: all so far was reasoning
-            inside, outside = [completion[: tag.start()]], []
+            inside, outside = [slice(0, tag.start())], []
         elif closes or not thinking:
-            (inside if thinking else outside).append(completion[start : tag.start()])
+            (inside if thinking else outside).append(slice(start, tag.start()))
         else:  # an opening tag inside reasoning is part of it
             continue
         start, thinking = tag.end(), not closes
-    (inside if thinking else outside).append(completion[start:])
-    return "\n".join(part.strip() for part in inside), outside
+    (inside if thinking else outside).append(slice(start, None))
+    return "\n".join(completion[part].strip() for part in inside), [completion[part] for part in outside]
+
+
+def _read(reasoning: str, text: str, options: Sequence[str], named: set[str], closed: bool) -> Answer:
+    """The answer that a text gives, when it is there and names exactly one choice."""
+    if not text:
+        return Answer(reasoning, text, None, "unparsed", "empty")
+    if not options:
+        if closed and {"yes", "no"} <= set(re.findall(r"\w+", text.casefold())):
+            return Answer(reasoning, text, None, "unparsed", "two options")
+        return Answer(reasoning, text, None, "parsed")
+    if len(named) == 1:
+        return Answer(reasoning, text, min(named), "parsed")
+    return Answer(reasoning, text, None, "unparsed", "two options" if named else _why_none(text, options))
+
+
+def _read_phrase(reasoning: str, part: str, phrase: re.Match[str], options: Sequence[str], closed: bool) -> Answer:
+    """The answer that the rest of the line after a phrase gives, or the next line where the phrase ends its own."""
+    start = _OPENING.match(part, phrase.end()).end()
+    line = _MARKUP.sub("", part[start:].partition("\n")[0]).strip()
+    in_doubt = _DOUBT.search(part, max(0, phrase.start() - _LOOK_BACK), phrase.start())
+    if in_doubt or (phrase["says"] is None and phrase["heading"] is None):
+        return Answer(reasoning, line, None, "unparsed", "phrase in doubt")
+    if options:
+        return _read(reasoning, line, options, _choices_first(line, options), closed)
+    if _NO_TEXT.match(line):
+        return Answer(reasoning, line, None, "unparsed", "phrase in doubt")
+    end = _END_OF_TEXT.search(line)
+    return _read(reasoning, line[: end.start() if end else None].strip(" .*_\"'”’$"), options, set(), closed)
+
+
+def _inside(text: str, start: int) -> str | None:
+    """What stands before the brace that closes the one before ``start``, without font commands; None without one."""
+    kept: list[str] = []
+    is_font = [True]
+    for brace in _BRACE.finditer(text, start):
+        kept.append(text[start : brace.start()])
+        start = brace.end()
+        if brace["escaped"]:
+            kept.append(brace[0])
+            continue
+        if brace[0] != "}":
+            is_font.append(brace["font"] is not None)
+        drop = is_font.pop() if brace[0] == "}" else is_font[-1]
+        if not is_font:
+            return "".join(kept).strip(" \n\t$")
+        if not drop:
+            kept.append(brace[0])
+    return None
 
 
 def _normal(text: str) -> str:
@@ -121,7 +255,7 @@ def _normal(text: str) -> str:
 
 
 def _choices(text: str, options: Sequence[str]) -> set[str]:
-    """Letters of the options that some reading of the block names."""
+    """Letters of the options that some reading of the whole text names."""
     named = {letter for letter, option in zip(LETTERS, options, strict=False) if _normal(option) == _normal(text)}
     if match := _LETTER.fullmatch(text):
         named |= {(match[1] or match[2]).upper()} & set(LETTERS[: len(options)])
@@ -130,6 +264,56 @@ def _choices(text: str, options: Sequence[str]) -> set[str]:
         if letter in LETTERS[: len(options)] and _normal(match[3]) == _normal(options[LETTERS.index(letter)]):
             named.add(letter)
     return named
+
+
+def _choices_first(line: str, options: Sequence[str]) -> set[str]:
+    """Letters of the options that the beginning of a line names, by its longest readings.
+
+    Words that hedge, and then an article, are skipped only where the line with them names no option.
+    """
+    said = " ".join(line.split()).casefold()
+    texts = [_normal(option) for option in options]
+    hedged = _HEDGE.match(said).end()
+    attempts = [_letters_at(said, start, texts) + _texts_at(said, start, texts) for start in (0, hedged)]
+    if article := _ARTICLE.match(said, hedged):
+        # A letter after an article may be the second of two: "A B".
+        attempts.append([found for found in _texts_at(said, article.end(), texts) if found[0] > article.end() + 1])
+    for readings in attempts:
+        ends = [end for end, _ in readings if _AFTER.match(said, end)]
+        if ends:
+            return {letter for end, letter in readings if end == max(ends)}
+    return set()
+
+
+def _letters_at(said: str, start: int, texts: Sequence[str]) -> list[tuple[int, str]]:
+    """Where a letter at ``start`` ends, alone or with the text that it labels, and which letter it is.
+
+    With the text of another option, both letters are given.
+    """
+    readings = []
+    if match := _SAID_LETTER.match(said, start):
+        letter = (match[1] or match[2]).upper()
+        if letter in LETTERS[: len(texts)]:
+            readings.append((match.end(), letter))
+    if match := _SAID_LABEL.match(said, start):
+        letter = (match[1] or match[2]).upper()
+        own = texts[LETTERS.index(letter)] if letter in LETTERS[: len(texts)] else None
+        for end, other in _texts_at(said, match.end(), texts):
+            readings.append((end, letter))
+            if said[match.end() : end] != own:
+                readings.append((end, other))
+    return readings
+
+
+def _texts_at(said: str, start: int, texts: Sequence[str]) -> list[tuple[int, str]]:
+    """Where the text of an option at ``start`` ends, with its letter in parentheses if that follows, and the letter."""
+    readings = []
+    for letter, text in zip(LETTERS, texts, strict=False):
+        if text and said.startswith(text, start):
+            end = start + len(text)
+            lettered = f" ({letter.casefold()})"
+            readings.append((end + len(lettered) if said.startswith(lettered, end) else end, letter))
+    return readings
 
 
 def _why_none(text: str, options: Sequence[str]) -> str:

@@ -1,21 +1,21 @@
-"""What a run shows and leaves behind: progress, panels of samples, predictions, checkpoints with adapter folders."""
+"""What a run shows and leaves behind: progress, panels of samples, checkpoints with adapter folders."""
 
 from __future__ import annotations
 
 import html
-import json
 import shutil
 import time
-from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import BasePredictionWriter, ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import RunningStage
 
-from medgrpo.types import DataError, PromptBatch, Rollouts, SettingsError
+from medgrpo.runs import TRAINED_ON, TrainedOn, trained_on, write_json
+from medgrpo.types import PromptBatch, Rollouts, SettingsError
 
 SECONDS_BETWEEN_TOKENS_SHOWN = 0.5
 
@@ -96,51 +96,6 @@ def _cell(text: str) -> str:
     return html.escape(text).replace("|", "&#124;").replace("\n", "<br>")
 
 
-class PredictionWriter(BasePredictionWriter):
-    """Writes each prediction as a line of JSON: id, prompt, completion, extracted answer, gold, correct.
-
-    Args:
-        path: of the JSONL file; None is ``predictions.jsonl`` in the run's folder. Ranks after the first write beside
-            it, with ``-rankR`` in the name. An existing file is never overwritten.
-    """
-
-    def __init__(self, path: str | None = None) -> None:
-        super().__init__(write_interval="batch")
-        self.path = path
-        self.file: Path | None = None
-
-    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Make the file, before anything is predicted."""
-        folder = Path(trainer.log_dir or trainer.default_root_dir)
-        path = Path(self.path) if self.path else folder / "predictions.jsonl"
-        if trainer.global_rank > 0:
-            path = path.with_stem(f"{path.stem}-rank{trainer.global_rank}")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            path.touch(exist_ok=False)
-        except FileExistsError:
-            raise DataError(f"{path} exists and would be overwritten: set predictions.path to a new file") from None
-        self.file = path
-
-    def write_on_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        prediction: list[dict],
-        batch_indices: Sequence[int] | None,
-        batch: PromptBatch,
-        batch_idx: int,
-        dataloader_idx: int,
-    ) -> None:
-        """Append the rows of one batch."""
-        with self.file.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in prediction)
-
-    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say where the predictions are."""
-        print(f"predictions: {self.file}")
-
-
 class Checkpoint(ModelCheckpoint):
     """Lightning's checkpoint, and beside ``NAME.ckpt`` a folder ``NAME/`` with the PEFT adapter (or the whole model).
 
@@ -162,9 +117,27 @@ class Checkpoint(ModelCheckpoint):
             folder = Path(filepath).with_suffix("")
             partial = folder.with_name(folder.name + ".partial")
             shutil.rmtree(partial, ignore_errors=True)
-            trainer.lightning_module.policy.save(partial, trainer.lightning_module.processor)
+            module = trainer.lightning_module
+            module.policy.save(partial, module.processor)
+            if trainer.datamodule is not None:
+                write_json(partial / TRAINED_ON, asdict(self._trained_on(trainer)))
             shutil.rmtree(folder, ignore_errors=True)
             partial.rename(folder)
+
+    @staticmethod
+    def _trained_on(trainer: Trainer) -> TrainedOn:
+        """The records of this run, and those that its policy had learned from before."""
+        policy, data = trainer.lightning_module.policy, trainer.datamodule
+        before = trained_on(policy.adapter or policy.model_name_or_path) or TrainedOn()
+        records = data.records["train"]
+        return TrainedOn(
+            modalities=tuple(sorted({record.modality for record in records} - {""} | set(before.modalities))),
+            tasks=tuple(sorted({record.task for record in records} - {""} | set(before.tasks))),
+            datasets=tuple(sorted({record.dataset for record in records} - {""} | set(before.datasets))),
+            num_records=len(records),
+            prompt=data.prompt,
+            step=trainer.global_step,
+        )
 
     @staticmethod
     def _link_checkpoint(trainer: Trainer, filepath: str, linkpath: str) -> None:

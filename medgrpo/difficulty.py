@@ -3,17 +3,13 @@
     medgrpo data difficulty --out FILE.jsonl --config CONFIG.yaml --data.predict QUESTIONS
 
 takes every option of ``medgrpo predict``; ``model.num_generations`` is k. A run that died goes on when it is started
-again. What is reproducible: the answers to a batch are drawn from ``model.seed`` and the ids of its records, so on one
-device a run that died between two batches ends with the file that an uninterrupted one writes. A run that died inside
-of writing a batch, or goes on with another ``data.eval_batch_size`` or number of devices, cuts the rest into other
-batches: other draws from the same distribution, still one row per record.
+again. The answers to a question are drawn from ``model.seed`` and its id, so they depend neither on the batch that it
+is in nor on the number of devices, but for rounding.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import re
 import sys
 import warnings
@@ -24,23 +20,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning import LightningModule, Trainer
-from lightning.pytorch.callbacks import BasePredictionWriter
+from lightning import Callback, Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 from tqdm import tqdm
 
 from data_modules.base import MedicalVQADataModule
 from data_modules.collate import Collate
-from data_modules.curriculum import check_same_questions, question_hash, read_pass_counts
+from data_modules.curriculum import check_same_questions, question_hash, rank_files, read_pass_counts
 from medgrpo.answers import verdict
 from medgrpo.blind import Share
-from medgrpo.callbacks import PredictionWriter
 from medgrpo.module import GRPOModule
 from medgrpo.policy import Policy
 from medgrpo.policy_module import PolicyModule
-from medgrpo.prefix import encode, prepare
+from medgrpo.prediction_writer import PredictionWriter
+from medgrpo.predictions import Prediction
+from medgrpo.resume import check_settings, mend, settings_of
+from medgrpo.runs import write_json
 from medgrpo.trainer_cli import NOISE, MedGRPOCLI
-from medgrpo.types import DataError, PromptBatch, Record, SettingsError
+from medgrpo.types import PromptBatch, Record, SettingsError
 
 USAGE = "medgrpo data difficulty --out FILE.jsonl --config CONFIG.yaml --data.predict QUESTIONS [options]"
 
@@ -50,6 +47,17 @@ DESCRIPTION = (
     "on when it is started again."
 )
 
+DRAWN_WITH = (
+    "num_generations",
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_completion_length",
+    "max_completion_length",
+    "seed",
+)
+"""Options of the module that the draws depend on."""
+
 PLACEHOLDER = re.compile(r" ?<image[ _]?\d*>")
 """Where a question says that an image stands."""
 
@@ -57,47 +65,30 @@ PLACEHOLDER = re.compile(r" ?<image[ _]?\d*>")
 class DifficultyModule(GRPOModule):
     """Draws ``num_generations`` answers per question, as training would, and counts the right ones."""
 
-    @torch.no_grad()
     def predict_step(self, prompts: PromptBatch, batch_idx: int) -> list[dict]:
         """One row per question; see ``count_passes``."""
-        network = self.policy.network
-        prompts = prepare(network, prompts, self.device, self.policy.freeze_vision)
-        completions = self.sample(encode(network, prompts), _generator(self.seed, prompts.records))
-        texts, finished = self.decode(completions), completions.finished.tolist()
-        k = self.num_generations
-        groups = [slice(p * k, (p + 1) * k) for p in range(len(prompts))]
-        return [count_passes(r, texts[g], finished[g]) for r, g in zip(prompts.records, groups, strict=True)]
+        return [count_passes(prediction) for prediction in self.answer(prompts, self.num_generations)]
 
 
-def _generator(seed: int, records: Sequence[Record]) -> torch.Generator:
-    """From the records, not from their place in the run: what is left after a restart stands elsewhere."""
-    digest = hashlib.sha256(json.dumps([seed, *(record.id for record in records)]).encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big"))
-
-
-def count_passes(record: Record, completions: Sequence[str], finished: Sequence[bool]) -> dict:
+def count_passes(prediction: Prediction) -> dict:
     """Judges the answers to one question.
-
-    Args:
-        record: The question.
-        completions: [k] decoded texts.
-        finished: [k] False where a completion was cut off.
 
     Returns:
         JSON values: ``id``, ``pass_count``, ``num_samples`` (k), ``unparsed``, ``truncated``, and ``question``, a hash.
     """
-    verdicts = Counter(verdict(record, completion) for completion in completions)
+    record = prediction.record
+    verdicts = Counter(verdict(record, completion) for completion in prediction.completions)
     return {
         "id": record.id,
         "pass_count": verdicts["right"],
-        "num_samples": len(completions),
+        "num_samples": len(prediction.completions),
         "unparsed": verdicts["unparsed"],
-        "truncated": len(finished) - sum(finished),
+        "truncated": sum(prediction.truncated),
         "question": question_hash(record),
     }
 
 
-class PassCountWriter(BasePredictionWriter):
+class PassCountWriter(Callback):
     """Appends the rows of each batch to a file, and leaves out the questions that have a row in it.
 
     Args:
@@ -107,10 +98,10 @@ class PassCountWriter(BasePredictionWriter):
     """
 
     def __init__(self, out: str, ckpt_path: str | None = None) -> None:
-        super().__init__(write_interval="batch")
         self.out = Path(out)
         self.ckpt_path = ckpt_path
         self.file = self.out
+        self.done: set[str] = set()
 
     def setup(self, trainer: Trainer, pl_module: GRPOModule, stage: str) -> None:
         """Leave out what is done. Records are read by now, and the loader is not made yet.
@@ -125,50 +116,36 @@ class PassCountWriter(BasePredictionWriter):
         if trainer.global_rank > 0:
             self.file = self.out.with_stem(f"{self.out.stem}-rank{trainer.global_rank}")
         self.out.parent.mkdir(parents=True, exist_ok=True)
-        self.file.touch()
-        done = read_pass_counts(self.out)
-        self._check(settings_of(pl_module, data, self.ckpt_path), bool(done), trainer.is_global_zero)
+        done = read_pass_counts(self.out) if rank_files(self.out) else {}
+        self._check(settings_of(pl_module, data, self.ckpt_path, DRAWN_WITH), bool(done), trainer.is_global_zero)
         records = data.records["predict"]
         check_same_questions(records, done)
-        left = [record for record in records if record.id not in done]
-        if len(left) < len(records) and trainer.is_global_zero:
-            print(f"difficulty: {len(left)} of {len(records)} records have no row in {self.out} yet")
-        data.records["predict"] = left
-        if not left:
-            trainer.limit_predict_batches = 0  # a data module refuses to load nothing
-        with self.file.open("rb+") as file:  # what a run that died was writing
-            file.truncate(file.read().rfind(b"\n") + 1)
+        left = sum(record.id not in done for record in records)
+        if left < len(records) and trainer.is_global_zero:
+            print(f"difficulty: {left} of {len(records)} records have no row in {self.out} yet")
+        self.done = data.done["image"] = set(done)
+        trainer.strategy.barrier()  # no rank writes before all have looked
+        mend(self.file)
 
     def _check(self, settings: dict[str, Any], has_rows: bool, writes: bool) -> None:
         path = self.out.with_suffix(".settings.json")
-        if not has_rows:
-            if writes:
-                partial = path.with_suffix(".partial")
-                partial.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
-                partial.replace(path)
-            return
-        if not path.is_file():
-            raise DataError(f"{self.out} has rows, but {path} is missing, which says how they were made: set a new out")
-        before = json.loads(path.read_text(encoding="utf-8"))
-        changed = [f"{n} was {before.get(n)}, is {settings[n]}" for n in settings if before.get(n) != settings[n]]
-        if changed:
-            raise SettingsError(
-                f"{self.out} was made with other settings: {'; '.join(changed)}. Go on with those settings, or set a "
-                "new out"
-            )
+        before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        check_settings(self.out, before, settings, has_rows, "out")
+        if not has_rows and writes:
+            write_json(path, settings)
 
-    def write_on_batch_end(
+    def on_predict_batch_end(
         self,
         trainer: Trainer,
-        pl_module: LightningModule,
-        prediction: list[dict],
-        batch_indices: Sequence[int] | None,
+        pl_module: GRPOModule,
+        outputs: list[dict],
         batch: PromptBatch,
         batch_idx: int,
-        dataloader_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
         """Append the rows of one batch."""
-        rows = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in prediction)
+        new = [row for row in outputs if row["id"] not in self.done]  # a batch of which some are done is done again
+        rows = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in new)
         with self.file.open("ab") as file:
             file.write(rows.encode())
 
@@ -182,31 +159,6 @@ class PassCountWriter(BasePredictionWriter):
                 f"difficulty: {self.out}: {len(counts)} records, of {pl_module.num_generations} answers each: none "
                 f"right {never}, some {len(counts) - never - always}, all {always}"
             )
-
-
-def settings_of(module: GRPOModule, data: MedicalVQADataModule, ckpt_path: str | None) -> dict[str, Any]:
-    """What the answers depend on, as JSON values by the name of the option."""
-    policy = module.policy
-    names = ("num_generations", "temperature", "top_p", "top_k", "min_completion_length", "max_completion_length")
-    return {
-        "model.policy.model_name_or_path": _real(policy.model_name_or_path),
-        "model.policy.adapter": _real(policy.adapter),
-        "ckpt_path": _real(ckpt_path),
-        **{f"model.policy.{name}": getattr(policy, name) for name in ("load_in_4bit", "min_pixels", "max_pixels")},
-        **{f"model.{name}": getattr(module, name) for name in (*names, "seed")},
-        "data.prompt": data.prompt,
-        **{f"data.{name}": _listed(getattr(data, name)) for name in ("resize", "window", "frames_per_volume")},
-    }
-
-
-def _listed(value: Any) -> Any:
-    """As it comes back from JSON."""
-    return list(value) if isinstance(value, tuple) else value
-
-
-def _real(name: str | None) -> str | None:
-    """A path without links: ``last.ckpt`` is another checkpoint later on. A Hub id stays as it is."""
-    return os.path.realpath(name) if name and os.path.exists(name) else name
 
 
 class DifficultyCLI(MedGRPOCLI):
@@ -287,7 +239,8 @@ def text_only_share(
     verdicts: Counter[str] = Counter()
     for start in tqdm(range(0, len(records), batch_size), desc="text only", unit="batch", disable=None):
         batch = [without_images(record) for record in records[start : start + batch_size]]
-        verdicts.update(row["verdict"] for row in module.answer(collate(batch)))
+        answers = module.answer(collate(batch))
+        verdicts.update(verdict(said.record, said.completions[0], "lenient") for said in answers)
     if verdicts["unparsed"]:
         print(
             f"{verdicts['unparsed']} of {len(records)} answers without the image named no option and count as wrong: "

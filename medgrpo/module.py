@@ -64,6 +64,8 @@ class GRPOModule(PolicyModule):
         max_tokens_per_pass: tokens, padding included, that go through the model at once when completions are scored;
             with more, prompts and completions are cut into several passes, which saves memory. None never cuts.
         vision_cache_gib: memory of the host for features of a frozen vision tower, kept across epochs.
+        num_generations_eval: completions per question in validation, tests and predictions: 1 is greedy, more are
+            sampled as in training, and give a majority vote and pass@k.
         max_nonfinite_steps: stop after this many steps in a row without a finite gradient; each is skipped and counted.
         seed: of the rollouts, together with epoch, batch and rank.
     """
@@ -90,10 +92,13 @@ class GRPOModule(PolicyModule):
         mask_truncated_completions: bool = False,
         max_tokens_per_pass: int | None = None,
         vision_cache_gib: float = 0.0,
+        num_generations_eval: int = 1,
         max_nonfinite_steps: int = 5,
         seed: int = 42,
     ) -> None:
-        super().__init__(policy, optimizer, lr_scheduler, max_completion_length, max_nonfinite_steps)
+        super().__init__(
+            policy, optimizer, lr_scheduler, max_completion_length, max_nonfinite_steps, num_generations_eval, seed
+        )
         problems = []
         if num_generations < 2:
             problems.append(f"num_generations: a group needs at least 2 completions, got {num_generations}")
@@ -112,6 +117,8 @@ class GRPOModule(PolicyModule):
             problems.append(f"temperature: expected more than 0, got {temperature}")
         if not 0 < top_p <= 1 or top_k < 0:
             problems.append(f"top_p in (0, 1] and top_k >= 0 expected, got {top_p} and {top_k}")
+        if num_generations_eval < 1:
+            problems.append(f"num_generations_eval: expected at least 1, got {num_generations_eval}")
         if num_iterations < 1:
             problems.append(f"num_iterations: expected at least 1, got {num_iterations}")
         if beta < 0:
@@ -142,7 +149,6 @@ class GRPOModule(PolicyModule):
         self.mask_truncated_completions = mask_truncated_completions
         self.max_tokens_per_pass = max_tokens_per_pass
         self.vision_cache = VisionCache(vision_cache_gib * 2**30)
-        self.seed = seed
 
         self.rollouts: Rollouts | None = None
         self.rollout_values: dict[str, Tensor] = {}
@@ -288,6 +294,12 @@ class GRPOModule(PolicyModule):
         )
         return (rollouts.weights[rows, :length] * per_token).sum()
 
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """Options of ``rollout.sample`` that say how completions are drawn."""
+        names = ("temperature", "top_p", "top_k", "min_completion_length")
+        return {name: getattr(self, name) for name in names}
+
     def sample(self, prefix: Prefix, generator: torch.Generator) -> Completions:
         """G completions per prompt with the training settings."""
         return sample(
@@ -295,16 +307,13 @@ class GRPOModule(PolicyModule):
             prefix,
             num_generations=self.num_generations,
             max_completion_length=self.max_completion_length,
-            min_completion_length=self.min_completion_length,
-            temperature=self.temperature,
-            top_p=self.top_p,
-            top_k=self.top_k,
             stop_ids=self.stop_ids,
             suppressed=self.suppressed,
             pad_id=self.processor.tokenizer.pad_token_id,
             generator=generator,
             static=self.policy.decodes_static,
             on_token=self.on_rollout_token,
+            **self.sampling,
         )
 
     def _generator(self, window: int) -> torch.Generator:

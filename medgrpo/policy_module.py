@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable
 from functools import cached_property
 from typing import Any
@@ -10,9 +12,12 @@ import numpy as np
 import torch
 from lightning import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_warn
 
-from medgrpo.evaluation import GroupAccuracy, judge
+from medgrpo.answers import extract
+from medgrpo.evaluation import GroupAccuracy
 from medgrpo.policy import Policy
+from medgrpo.predictions import Prediction, to_row
 from medgrpo.prefix import encode, prepare
 from medgrpo.rollout import sample
 from medgrpo.types import Completions, PromptBatch, Record, SettingsError
@@ -29,13 +34,21 @@ class PolicyModule(LightningModule):
         optimizer: called with the trainable parameters.
         lr_scheduler: called with the optimizer, stepped once per optimizer step; None keeps the learning rate.
         max_completion_length: tokens; longer completions are cut off.
+        num_generations_eval: completions per question in validation, tests and predictions; 1 is greedy decoding, more
+            are sampled, with ``sampling``.
         max_nonfinite_steps: stop after this many steps in a row without a finite gradient; each is skipped and counted.
+        seed: of what is sampled.
     """
 
     num_iterations: int = 1
     """Optimizer steps per batch of the loader."""
     needs_reference: bool = False
     """Whether training compares with the policy as it was at the start."""
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """Options of ``rollout.sample`` that say how completions are drawn."""
+        return {}
 
     def __init__(
         self,
@@ -44,6 +57,8 @@ class PolicyModule(LightningModule):
         lr_scheduler: LRSchedulerCallable | None,
         max_completion_length: int,
         max_nonfinite_steps: int,
+        num_generations_eval: int = 1,
+        seed: int = 42,
     ) -> None:
         super().__init__()
         self.policy = policy
@@ -51,6 +66,10 @@ class PolicyModule(LightningModule):
         self.lr_scheduler = lr_scheduler
         self.max_completion_length = max_completion_length
         self.max_nonfinite_steps = max_nonfinite_steps
+        self.num_generations_eval = num_generations_eval
+        self.seed = seed
+        self.fitting_batch: int | None = None
+        """Questions answered at once, once more did not fit into memory."""
         self.grad_norm = 0.0
         self.num_tokens = 0
         self.nonfinite_steps = 0
@@ -109,28 +128,68 @@ class PolicyModule(LightningModule):
                 "beta, or set trainer.gradient_clip_val (max_nonfinite_steps says when to give up)"
             )
 
+    def answer(self, prompts: PromptBatch, num_generations: int | None = None) -> list[Prediction]:
+        """What the policy says to each question: greedily, or several samples of it.
+
+        Args:
+            prompts: the questions.
+            num_generations: answers to each, 1 is greedy; None is ``num_generations_eval``.
+
+        A batch that does not fit into memory is answered in halves, and so are later ones of that size.
+        """
+        if self.fitting_batch is None or len(prompts) <= self.fitting_batch:
+            try:
+                return self._answer(prompts, num_generations or self.num_generations_eval)
+            except torch.OutOfMemoryError as error:
+                if len(prompts) == 1:
+                    raise SettingsError(
+                        f"question {prompts.records[0].id} alone does not fit into memory: lower "
+                        "model.policy.max_pixels, model.max_completion_length or model.num_generations_eval"
+                    ) from error
+            # Here, and not where it was caught: the error held on to the memory.
+            self.fitting_batch = (len(prompts) + 1) // 2
+            torch.cuda.empty_cache()
+            rank_zero_warn(
+                f"{len(prompts)} questions at once do not fit into memory: going on with {self.fitting_batch} "
+                "(data.eval_batch_size)"
+            )
+        size = self.fitting_batch
+        parts = [range(start, min(start + size, len(prompts))) for start in range(0, len(prompts), size)]
+        return [prediction for part in parts for prediction in self.answer(prompts.select(part), num_generations)]
+
+    def _answer(self, prompts: PromptBatch, k: int) -> list[Prediction]:
+        completions = self.complete(prompts, k, greedy=k == 1)
+        texts, lengths = self.decode(completions), completions.mask.sum(1).tolist()
+        cut = (~completions.finished).tolist()
+        groups = [slice(p * k, (p + 1) * k) for p in range(len(prompts))]
+        return [
+            Prediction(record, tuple(texts[g]), tuple(cut[g]), tuple(lengths[g]), prompts.view, prompt)
+            for record, prompt, g in zip(prompts.records, prompts.texts, groups, strict=True)
+        ]
+
     @torch.no_grad()
-    def answer(self, prompts: PromptBatch) -> list[dict]:
-        """One greedy completion per question, judged; see ``evaluation.judge``, plus the prompt."""
-        prompts = prepare(self.policy.network, prompts, self.device, self.policy.freeze_vision)
-        completions = sample(
-            self.policy.network,
-            encode(self.policy.network, prompts),
-            num_generations=1,
+    def complete(self, prompts: PromptBatch, num_generations: int, greedy: bool) -> Completions:
+        """Completions of questions outside of training; what one question draws depends on it and the seed alone."""
+        network = self.policy.network
+        prepared = prepare(network, prompts, self.device, self.policy.freeze_vision)
+        return sample(
+            network,
+            encode(network, prepared),
+            num_generations=num_generations,
             max_completion_length=self.max_completion_length,
-            temperature=0.0,
             stop_ids=self.stop_ids,
             suppressed=self.suppressed,
             pad_id=self.processor.tokenizer.pad_token_id,
+            generator=[_generator(self.seed, record.id, prompts.view) for record in prompts.records],
             static=self.policy.decodes_static,
             on_token=self.on_rollout_token,
+            **({"temperature": 0.0} if greedy else self.sampling),
         )
-        rows = zip(prompts.records, prompts.texts, self.decode(completions), completions.finished.tolist(), strict=True)
-        return [judge(record, text, finished) | {"prompt": prompt} for record, prompt, text, finished in rows]
 
     def extracted(self, record: Record, completion: str) -> str | None:
         """The answer read from a completion, None when unparsed."""
-        return judge(record, completion, finished=True)["answer"]
+        answer = extract(completion, record.options, closed=record.closed)
+        return answer.choice if record.options else answer.text
 
     def decode(self, completions: Completions) -> list[str]:
         """[N] texts without special tokens."""
@@ -141,34 +200,23 @@ class PolicyModule(LightningModule):
         """Name the groups of the records that will be judged."""
         self.accuracy = GroupAccuracy(self.trainer.datamodule.records["val"]).to(self.device)
 
-    def on_test_start(self) -> None:
-        """Name the groups of the records that will be judged."""
-        self.accuracy = GroupAccuracy(self.trainer.datamodule.records["test"]).to(self.device)
+    def validation_step(self, prompts: PromptBatch, batch_idx: int) -> list[Prediction]:
+        """Answers to the validation questions."""
+        predictions = self.answer(prompts)
+        self.accuracy.update(predictions)
+        return predictions
 
-    def validation_step(self, prompts: PromptBatch, batch_idx: int) -> list[dict]:
-        """Greedy answers to the validation questions."""
-        return self._judge(prompts)
-
-    def test_step(self, prompts: PromptBatch, batch_idx: int) -> list[dict]:
-        """Greedy answers to the test questions."""
-        return self._judge(prompts)
-
-    def predict_step(self, prompts: PromptBatch, batch_idx: int) -> list[dict]:
-        """Greedy answers, judged; the prediction writer puts them on disk."""
+    def test_step(self, prompts: PromptBatch, batch_idx: int, dataloader_idx: int = 0) -> list[Prediction]:
+        """Answers to the test questions; `PredictionWriter` keeps and counts them."""
         return self.answer(prompts)
 
-    def _judge(self, prompts: PromptBatch) -> list[dict]:
-        rows = self.answer(prompts)
-        self.accuracy.update(prompts.records, rows)
-        return rows
+    def predict_step(self, prompts: PromptBatch, batch_idx: int) -> list[dict[str, Any]]:
+        """Answers, which `PredictionWriter` keeps, as the rows of its file: see ``predictions.to_row``."""
+        return [to_row(prediction) for prediction in self.answer(prompts)]
 
     def on_validation_epoch_end(self) -> None:
         """``val/accuracy``, by modality and question type, and the rates of unparsed and truncated answers."""
         self.log_dict({f"val/{name}": value for name, value in self.accuracy.compute().items()})
-
-    def on_test_epoch_end(self) -> None:
-        """``test/accuracy``, by modality and question type, and the rates of unparsed and truncated answers."""
-        self.log_dict({f"test/{name}": value for name, value in self.accuracy.compute().items()})
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what trains and what resuming needs, nothing else."""
@@ -190,3 +238,8 @@ class PolicyModule(LightningModule):
 
     def _trained_names(self) -> set[str]:
         return {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+
+
+def _generator(seed: int, *names: str) -> torch.Generator:
+    digest = hashlib.sha256(json.dumps([seed, *names]).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big"))

@@ -44,7 +44,10 @@ class Reward(ABC):
 
 
 class AccuracyReward(Reward):
-    """1 when the extracted answer is right, 0 when it is wrong or unparsed."""
+    """1 when the answer that the strict rule of ``answers.extract`` reads is right, 0 when it is wrong or unparsed.
+
+    Two answer blocks are unparsed: a policy that hedges is paid nothing.
+    """
 
     name = "accuracy_reward"
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 
@@ -32,7 +32,7 @@ def sample(
     stop_ids: Tensor,
     suppressed: Tensor,
     pad_id: int,
-    generator: torch.Generator | None = None,
+    generator: torch.Generator | Sequence[torch.Generator] | None = None,
     static: bool = False,
     on_token: Callable[[int, int], None] | None = None,
 ) -> Completions:
@@ -50,8 +50,9 @@ def sample(
         top_k: number of candidates; 0 keeps all.
         stop_ids: [k] int64 token ids that end a completion.
         suppressed: [k] int64 token ids that are never drawn.
-        generator: CPU generator. All random numbers are drawn before the first token, one per row and position, so
-            what a row draws depends neither on the device nor on which other rows have finished.
+        generator: CPU generator, or one for each prompt. All random numbers are drawn before the first token, one per
+            row and position, so what a row draws depends neither on the device nor on which other rows have finished;
+            with one for each prompt, nor on which other prompts there are.
         static: keep shapes from token to token and, on a GPU, replay a CUDA graph (``static_decode.py``).
         on_token: called now and then with (tokens drawn so far, rows still alive).
 
@@ -61,7 +62,7 @@ def sample(
     """
     device = prefix.mask.device
     num_rows = len(prefix.mask) * num_generations
-    uniforms = torch.rand(max_completion_length, num_rows, generator=generator).to(device)
+    uniforms = _uniforms(max_completion_length, num_rows, generator).to(device)
     ids = torch.full((num_rows, max_completion_length), pad_id, device=device)
     mask = torch.zeros(num_rows, max_completion_length, dtype=torch.bool, device=device)
 
@@ -86,6 +87,13 @@ def sample(
     length = int(mask.any(0).sum())
     ids, mask, logps = ids[:, :length], mask[:, :length], logps[:, :length]
     return Completions(ids, mask, logps, finished=(torch.isin(ids, stop_ids) & mask).any(-1))
+
+
+def _uniforms(length: int, num_rows: int, generator: torch.Generator | Sequence[torch.Generator] | None) -> Tensor:
+    """[length, rows] float32 in [0, 1)"""
+    if generator is None or isinstance(generator, torch.Generator):
+        return torch.rand(length, num_rows, generator=generator)
+    return torch.cat([torch.rand(length, num_rows // len(generator), generator=g) for g in generator], 1)
 
 
 def _decode_eager(

@@ -9,8 +9,9 @@ from jsonargparse.typing import NonNegativeInt
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from data_modules.base import MedicalVQADataModule
-from medgrpo.callbacks import Checkpoint, PredictionWriter, RolloutProgressBar, SamplePanel, ScheduleCheck
+from medgrpo.callbacks import Checkpoint, RolloutProgressBar, SamplePanel, ScheduleCheck
 from medgrpo.module import GRPOModule
+from medgrpo.prediction_writer import PredictionWriter
 from medgrpo.probe import MemoryProbe
 from medgrpo.profiling import Profile
 from medgrpo.types import UserError
@@ -19,7 +20,7 @@ NOISE = (
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",
     r"`is_gradient_checkpointing` is deprecated",
     r"Found \d+ module\(s\) in eval mode at the start of training",  # on purpose: dropout is off
-    r"Total length of `list` across ranks is zero",  # fit without data.val
+    r"Total length of `\w+` across ranks is zero",  # fit without data.val; a test that is done already
 )
 """Warnings between libraries that a user can do nothing about."""
 
@@ -55,6 +56,14 @@ class MedGRPOCLI(LightningCLI):
         if steps := self._get(self.config, "profile"):
             self.trainer_defaults["callbacks"].append(Profile(steps))
 
+    def before_test(self) -> None:
+        """What answers depend on its checkpoint, too."""
+        self._get(self.config_init, "predictions").ckpt_path = self._get(self.config, "ckpt_path")
+
+    def before_predict(self) -> None:
+        """Likewise."""
+        self.before_test()
+
 
 def main(args: list[str] | None = None) -> None:
     """Run one command; ``args`` are those of the command line by default."""
@@ -68,7 +77,7 @@ def main(args: list[str] | None = None) -> None:
             auto_configure_optimizers=False,
             save_config_kwargs={"overwrite": True},
             trainer_defaults={"callbacks": [ScheduleCheck()], "num_sanity_val_steps": 0},
-            parser_kwargs={"epilog": "Question files: medgrpo data --help"},
+            parser_kwargs={"epilog": "See also: medgrpo data, medgrpo grade, medgrpo compare, medgrpo report (--help)"},
             args=args,
         )
     except UserError as error:

@@ -32,6 +32,11 @@ LETTERS = string.ascii_uppercase[:10]
 """Option letters; items have 2 to 10 options."""
 
 
+View = Literal["image", "blank", "wrong_image", "shuffled"]
+"""How a question is shown: with its image, with a grey one, with another question's image, with its options in another
+order."""
+
+
 class UserError(ValueError):
     """Something that the user can mend: the message says what and how, and the command line prints nothing else."""
 
@@ -117,6 +122,7 @@ class PromptBatch:
     """[3, P, T] rotary positions (time, height, width), set once per rollout batch by ``prefix.prepare``."""
     vision: VisionFeatures | None = None
     """Features of a frozen vision tower, set once per rollout batch by ``prefix.prepare``."""
+    view: View = "image"
 
     def __len__(self) -> int:
         return len(self.records)
@@ -159,6 +165,7 @@ class PromptBatch:
             thumbnails=tuple(self.thumbnails[p] for p in prompts) if self.thumbnails else (),
             position_ids=None if self.position_ids is None else self.position_ids[:, rows, columns],
             vision=vision,
+            view=self.view,
         )
 
 

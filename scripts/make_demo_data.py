@@ -14,7 +14,7 @@ from data_modules.formats import write_jsonl
 from data_modules.phantom import phantom
 
 SPLITS = {"train": 2048, "test": 400}
-"""Questions of each split."""
+"""Questions of each split, unless the command line says otherwise."""
 
 
 def main() -> None:
@@ -22,8 +22,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seed", type=int, default=0)
+    for split, number in SPLITS.items():
+        parser.add_argument(f"--{split}", type=int, default=number, help=f"questions; default {number}")
     args = parser.parse_args()
-    for index, (split, number) in enumerate(SPLITS.items()):
+    for index, split in enumerate(SPLITS):
+        number = getattr(args, split)
         records = []
         for record, image in phantom(seed=len(SPLITS) * args.seed + index, number=number, name=split):
             path = args.folder / record.images[0]

@@ -149,27 +149,18 @@ def test_fit_validate_test_predict(folder, capsys):
     last = str(run / "checkpoints/last.ckpt")
     main(["validate", "--config", config, "--ckpt_path", last])
     main(["test", "--config", config, "--ckpt_path", last])
-    assert "test/accuracy" in capsys.readouterr().out
-    main(["predict", "--config", config, "--ckpt_path", last, "--predictions.path", str(folder / "out" / "p.jsonl")])
-    rows = [json.loads(line) for line in (folder / "out" / "p.jsonl").read_text().splitlines()]
+    assert "accuracy" in capsys.readouterr().out
+    out = folder / "out"
+    main(["predict", "--config", config, "--ckpt_path", last, "--predictions.dirpath", str(out)])
+    rows = [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
     assert len(rows) == 8
     assert {"id", "prompt", "completion", "answer", "gold", "correct"} <= rows[0].keys()
-    with pytest.raises(SystemExit, match=r"p\.jsonl exists"):
-        main(["predict", "--config", config, "--predictions.path", str(folder / "out" / "p.jsonl")])
+    with pytest.raises(SystemExit, match="ckpt_path was .*, is None"):
+        main(["predict", "--config", config, "--predictions.dirpath", str(out)])
 
-    adapter = str(run / "checkpoints/last")
-    main(
-        [
-            "predict",
-            "--config",
-            config,
-            "--model.policy.adapter",
-            adapter,
-            "--predictions.path",
-            str(folder / "a.jsonl"),
-        ]
-    )
-    again = [json.loads(line) for line in (folder / "a.jsonl").read_text().splitlines()]
+    adapter = ["--model.policy.adapter", str(run / "checkpoints/last"), "--predictions.dirpath", str(folder / "again")]
+    main(["predict", "--config", config, *adapter])
+    again = [json.loads(line) for line in (folder / "again/predictions.jsonl").read_text().splitlines()]
     assert [row["completion"] for row in again] == [row["completion"] for row in rows]
 
 
@@ -256,8 +247,8 @@ def test_the_medvlm_preset_runs_on_real_images(tmp_path):
     assert "val/accuracy/modality/mri" in scalars(run).Tags()["scalars"]
     last = f"--ckpt_path={run / 'checkpoints/last.ckpt'}"
     main(["validate", *common, f"--data.val={examples}", last])
-    main(["predict", *common, f"--data.predict={examples}", f"--predictions.path={tmp_path / 'p.jsonl'}", last])
-    rows = [json.loads(line) for line in (tmp_path / "p.jsonl").read_text().splitlines()]
+    main(["predict", *common, f"--data.predict={examples}", f"--predictions.dirpath={tmp_path / 'p'}", last])
+    rows = [json.loads(line) for line in (tmp_path / "p/predictions.jsonl").read_text().splitlines()]
     assert [row["id"] for row in rows] == [f"examples-{i}" for i in range(8)]
 
 

@@ -1,5 +1,6 @@
 """Two gloo processes: real collectives, the same gradient as one process on the same completions."""
 
+import json
 import os
 import socket
 import subprocess
@@ -78,12 +79,15 @@ def test_fit_and_test_under_ddp(tmp_path):
     done = subprocess.run([*command, "fit", "--config", config], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     last = tmp_path / "runs/run/checkpoints/last.ckpt"
-    done = subprocess.run(
-        [*command, "test", "--config", config, "--ckpt_path", str(last)],
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
+    test = [*command, "test", "--config", config, "--ckpt_path", str(last), "--data.init_args.eval_batch_size", "3"]
+    test += ["--data.init_args.eval_views", "[wrong_image]", "--predictions.dirpath"]
+    done = subprocess.run([*test, str(tmp_path / "two")], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
-    count = [line for line in done.stdout.splitlines() if "test/n" in line]
-    assert "9.0" in count[0], "each record counts once"
+    alone = [*test, str(tmp_path / "one"), "--trainer.devices", "1", "--trainer.strategy", "auto"]
+    done = subprocess.run(alone, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    names = {path.name for path in (tmp_path / "one").iterdir()}
+    assert names == {path.name for path in (tmp_path / "two").iterdir()}
+    for name in names - {"run.json"}:
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name
+    assert json.loads((tmp_path / "one" / "metrics.json").read_text())["overall"]["n"] == 9

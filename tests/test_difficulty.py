@@ -17,13 +17,13 @@ from medgrpo.blind import Share
 from medgrpo.difficulty import (
     DifficultyModule,
     PassCountWriter,
-    _generator,
     count_passes,
     main,
     text_only_share,
     without_images,
 )
-from medgrpo.policy_module import PolicyModule
+from medgrpo.policy_module import PolicyModule, _generator
+from medgrpo.predictions import Prediction
 from medgrpo.types import UserError
 
 NUM_RECORDS = 8
@@ -33,7 +33,7 @@ DIES = """
 import os, signal, sys
 from test_difficulty import letters
 from medgrpo.difficulty import DifficultyModule, PassCountWriter, main
-write, batches = PassCountWriter.write_on_batch_end, []
+write, batches = PassCountWriter.on_predict_batch_end, []
 DifficultyModule.decode = letters
 
 def die(self, *args):
@@ -45,7 +45,7 @@ def die(self, *args):
         file.flush()
         os.kill(os.getpid(), signal.SIGKILL)
 
-PassCountWriter.write_on_batch_end = die
+PassCountWriter.on_predict_batch_end = die
 main(sys.argv[1:])
 """
 
@@ -97,10 +97,10 @@ def rows(path):
 
 
 def test_answers_to_one_question_are_counted():
-    texts = ["<answer>A</answer>", "<answer>cyst</answer>", "<answer>B</answer>", "A", "<answer>A"]
-    finished = [True, True, False, True, False]
+    texts = ("<answer>A</answer>", "<answer>cyst</answer>", "<answer>B</answer>", "A", "<answer>A")
+    prediction = Prediction(record(0), texts, truncated=(False, False, True, False, True))
     counted = {"id": "r0", "pass_count": 2, "num_samples": 5, "unparsed": 2, "truncated": 2}
-    assert count_passes(record(0), texts, finished) == counted | {"question": question_hash(record(0))}
+    assert count_passes(prediction) == counted | {"question": question_hash(record(0))}
 
 
 def test_answers_are_judged_with_their_own_question(whole, folder, args, monkeypatch):
@@ -199,7 +199,7 @@ def test_other_questions_under_the_same_ids_are_refused(half, args, folder, tmp_
 
 def test_rows_that_nobody_knows_the_settings_of_are_refused(half, args):
     half.with_name("half.settings.json").unlink()
-    with pytest.raises(UserError, match=r"half\.settings\.json is missing"):
+    with pytest.raises(UserError, match=r"half\.jsonl has rows, but nothing beside it says how they were made"):
         main(["--out", str(half), *args])
 
 
@@ -237,12 +237,17 @@ def test_help_says_what_is_done(capsys):
     assert "count the right ones" in said
 
 
-def test_draws_depend_on_seed_and_records_only():
-    def draws(seed, *indices):
-        return torch.rand(4, generator=_generator(seed, [record(i) for i in indices])).tolist()
+def test_draws_depend_on_the_seed_and_the_question_only():
+    def draws(seed, id):
+        return torch.rand(4, generator=_generator(seed, id)).tolist()
 
-    assert draws(1, 0, 1) == draws(1, 0, 1)
-    assert len({tuple(d) for d in (draws(1, 0, 1), draws(2, 0, 1), draws(1, 1, 0), draws(1, 0), draws(1, 0, 2))}) == 5
+    assert draws(1, "a") == draws(1, "a")
+    assert len({tuple(d) for d in (draws(1, "a"), draws(2, "a"), draws(1, "b"))}) == 3
+
+
+def test_the_cut_into_batches_changes_no_draw(whole, folder, args):
+    main(["--out", str(folder / "cut.jsonl"), *args, "--data.init_args.eval_batch_size", "2"])
+    assert rows(folder / "cut.jsonl") == rows(whole)
 
 
 def test_a_question_without_its_images():

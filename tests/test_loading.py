@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_modules.loading import PositionSampler, evaluation_loader, train_loader
+from medgrpo.types import Record
 
 
 @given(
@@ -134,10 +135,35 @@ def test_a_state_of_other_settings_is_refused() -> None:
         second.load_state_dict(first.state_dict())
 
 
+def evaluated(num_records: int, batch_size: int, world_size: int = 1, done: set[str] = frozenset()) -> list[list[list]]:
+    """For each rank its batches of ids."""
+    records = [Record(str(i), "", "", (), "") for i in range(num_records)]
+    loaders = (
+        evaluation_loader(records, list, batch_size, rank=rank, world_size=world_size, done=done)
+        for rank in range(world_size)
+    )
+    return [[[record.id for record in batch] for batch in loader] for loader in loaders]
+
+
 def test_evaluation_gives_each_record_to_one_rank() -> None:
-    shards = [
-        [i for batch in evaluation_loader(range(7), list, 2, rank=rank, world_size=3) for i in batch]
-        for rank in range(3)
-    ]
-    assert sorted(sum(shards, [])) == list(range(7))
-    assert [batch for batch in evaluation_loader(range(5), list, 2, rank=0, world_size=1)] == [[0, 1], [2, 3], [4]]
+    shards = evaluated(7, 2, world_size=3)
+    assert sorted(id for rank in shards for batch in rank for id in batch) == list("0123456")
+    assert evaluated(5, 2) == [[["0", "1"], ["2", "3"], ["4"]]]
+
+
+def test_ranks_share_the_batches_that_one_would_have() -> None:
+    (alone,) = evaluated(23, 5)
+    assert sorted(evaluated(23, 5, world_size=2)[0] + evaluated(23, 5, world_size=2)[1]) == sorted(alone)
+
+
+def test_every_rank_gets_something_when_there_is_enough() -> None:
+    assert [sum(map(len, rank)) for rank in evaluated(5, 100, world_size=4)] == [2, 1, 1, 1]
+
+
+def test_what_is_left_of_an_evaluation_keeps_its_batches() -> None:
+    (whole,) = evaluated(10, 3)
+    assert whole == [["0", "1", "2"], ["3", "4", "5"], ["6", "7", "8"], ["9"]]
+    (left,) = evaluated(10, 3, done={"0", "1", "2", "3", "4", "9"})
+    assert left == [["3", "4", "5"], ["6", "7", "8"]]
+    assert evaluated(10, 3, done=set("0123456789")) == [[]]
+    assert [len(rank) for rank in evaluated(10, 3, world_size=3, done=set("012345"))] == [1, 1, 0]

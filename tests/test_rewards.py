@@ -33,7 +33,7 @@ MATRIX = [
     (THINK + "<answer>C</answer>\n", "right", 1, 0, 1, 0, 0, 1),
     (THINK + "<answer>C</answer> done", "right", 0, 0, 1, 0, 0, 1),
     ("<think>a</think> junk <think>b</think><answer>C</answer>", "right", 0, 0, 1, 1, 0, 1),
-    (THINK + "<answer>C</answer><answer>B</answer>", "wrong", 0, 0, 1, 1, 0, 1),
+    (THINK + "<answer>C</answer><answer>B</answer>", "unparsed", 0, 0, 1, 1, 0, 1),
     ("<answer>C</answer>", "right", 0, 1, 1, 0, 1, 1),
     ("C", "unparsed", 0, 0, 1, 0, 0, 0),
     ("None\n\n<answer> C </answer>", "right", 0, 0, 1, 0, 0, 1),
@@ -43,6 +43,10 @@ MATRIX = [
     (THINK + "<answer>B or C</answer>", "unparsed", 1, 0, 0, 1, 0, 0),
     ("<think><answer>C</answer></think><answer>A</answer>", "wrong", 0, 0, 1, 1, 0, 1),
     ("<answer>C</answer>" + THINK, "right", 0, 0, 1, 0, 0, 1),
+    (THINK + "<answer>C</answer><answer>C</answer>", "unparsed", 0, 0, 1, 1, 0, 1),
+    (THINK + "<answer>C</answer><answer>B", "unparsed", 0, 0, 1, 0, 0, 1),
+    (THINK + "The answer is C.", "unparsed", 0, 0, 0, 0, 0, 0),
+    (r"\boxed{C}", "unparsed", 0, 0, 0, 0, 0, 0),
 ]
 
 

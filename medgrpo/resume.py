@@ -1,0 +1,103 @@
+"""Files of answers that a stopped run goes on with: what the answers depend on, and who writes where."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from data_modules.base import MedicalVQADataModule
+from medgrpo.policy_module import PolicyModule
+from medgrpo.types import DataError, SettingsError
+
+ENDS = 2**16
+"""Bytes at both ends of a file of weights that tell it from others."""
+
+
+def settings_of(
+    module: PolicyModule, data: MedicalVQADataModule, ckpt_path: str | None, names: Iterable[str]
+) -> dict[str, Any]:
+    """What answers depend on, as JSON values by the name of the option.
+
+    Args:
+        module: whose policy answers.
+        data: whose questions are asked.
+        ckpt_path: checkpoint whose weights answer, if any.
+        names: of further options of the module.
+    """
+    policy = module.policy
+    weights = {"model_name_or_path": policy.model_name_or_path, "adapter": policy.adapter, "ckpt_path": ckpt_path}
+    return {
+        "model.policy.model_name_or_path": real_path(policy.model_name_or_path),
+        "model.policy.adapter": real_path(policy.adapter),
+        "ckpt_path": real_path(ckpt_path),
+        "weights": {name: fingerprint(path) for name, path in weights.items() if path and os.path.exists(path)},
+        **{f"model.policy.{name}": getattr(policy, name) for name in ("load_in_4bit", "min_pixels", "max_pixels")},
+        **{f"model.{name}": getattr(module, name) for name in names},
+        "data.prompt": data.prompt,
+        **{f"data.{name}": _listed(getattr(data, name)) for name in ("resize", "window", "frames_per_volume")},
+    }
+
+
+def fingerprint(path: str) -> str:
+    """16 hex digits that change with the weights in a folder or checkpoint, but not with where it is or when it was
+    copied: from the size and both ends of each file."""
+    folder = Path(path)
+    files = (
+        [folder] if folder.is_file() else [f for f in sorted(folder.iterdir()) if f.suffix in (".safetensors", ".bin")]
+    )
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(f"{file.name if folder.is_dir() else ''} {file.stat().st_size}".encode())
+        with file.open("rb") as opened:
+            digest.update(opened.read(ENDS))
+            opened.seek(max(0, file.stat().st_size - ENDS))
+            digest.update(opened.read(ENDS))
+    return digest.hexdigest()[:16]
+
+
+def check_settings(
+    path: Path, before: dict[str, Any] | None, settings: dict[str, Any], has_rows: bool, option: str
+) -> None:
+    """Refuse to go on with a file whose answers were made otherwise.
+
+    Args:
+        path: of the answers.
+        before: settings that they were made with; None when nothing says so.
+        settings: of this run.
+        has_rows: whether there are answers yet.
+        option: that names another place.
+
+    Raises:
+        DataError: nothing says how they were made.
+        SettingsError: the settings that changed, with both values.
+    """
+    if not has_rows:
+        return
+    if before is None:
+        raise DataError(f"{path} has rows, but nothing beside it says how they were made: set a new {option}")
+    changed = [f"{n} was {before.get(n)}, is {settings[n]}" for n in settings if before.get(n) != settings[n]]
+    if changed:
+        raise SettingsError(
+            f"{path} was made with other settings: {'; '.join(changed)}. Go on with those settings, or set a new "
+            f"{option}"
+        )
+
+
+def mend(file: Path) -> None:
+    """Make a file of lines that can be appended to: what follows the last newline is of a run that died there."""
+    file.touch()
+    with file.open("rb+") as opened:
+        opened.truncate(opened.read().rfind(b"\n") + 1)
+
+
+def real_path(name: str | None) -> str | None:
+    """A path without links: ``last.ckpt`` is another checkpoint later on. A Hub id stays as it is."""
+    return os.path.realpath(name) if name and os.path.exists(name) else name
+
+
+def _listed(value: Any) -> Any:
+    """As it comes back from JSON."""
+    return list(value) if isinstance(value, tuple) else value
