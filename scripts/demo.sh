@@ -15,9 +15,9 @@ medgrpo() {
         --data.seed "$seed" --data.train "$run/data/train.jsonl" --data.test "$run/data/test.jsonl" \
         --data.image_root "$run/data" "${@:2}"
 }
-measure() { # NAME [MODEL FOLDER]: test, and leave the figures in $run/NAME/version_0/metrics.csv
-    medgrpo test --trainer.logger lightning.pytorch.loggers.CSVLogger --trainer.logger.save_dir "$run" \
-        --trainer.logger.name "$1" ${2:+--model.policy.model_name_or_path "$2"}
+measure() { # NAME [MODEL FOLDER]: test, and leave answers and figures in $run/NAME
+    medgrpo test --trainer.logger false --predictions.dirpath "$run/$1" \
+        ${2:+--model.policy.model_name_or_path "$2"}
 }
 
 echo "== drawing questions and images"
@@ -30,11 +30,15 @@ medgrpo fit --trainer.logger.save_dir "$run" --checkpoint.dirpath "$run/checkpoi
 echo "== testing the trained model"
 measure after "$run/checkpoints/trained"
 
+echo "== comparing them"
+.venv/bin/medgrpo compare "$run/before" "$run/after"
+.venv/bin/medgrpo report "$run" --out "$run/report"
+
 .venv/bin/python - "$run" "$seed" <<'END'
-import csv, sys
+import json, sys
 
 run, seed = sys.argv[1:]
-before, after = (next(csv.DictReader(open(f"{run}/{name}/version_0/metrics.csv"))) for name in ("before", "after"))
-start, end = (float(row["test/accuracy"]) for row in (before, after))
-print(f"held-out accuracy: {start:.3f} -> {end:.3f} (n={int(float(after['test/n']))}, seed={seed})")
+before, after = (json.load(open(f"{run}/{name}/metrics.json"))["overall"] for name in ("before", "after"))
+print(f"with a grey image: {before['blank']:.3f} -> {after['blank']:.3f}")
+print(f"held-out accuracy: {before['accuracy']:.3f} -> {after['accuracy']:.3f} (n={after['n']}, seed={seed})")
 END

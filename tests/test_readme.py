@@ -12,6 +12,8 @@ from commands import arguments, configs, set_up
 
 from data_modules.formats import FORMATS
 from medgrpo.data_cli import parser
+from medgrpo.eval_cli import parser as eval_parser
+from medgrpo.graders import GRADERS
 
 ROOT = Path(__file__).parents[1]
 README, CONTRIBUTING = ((ROOT / name).read_text() for name in ("README.md", "CONTRIBUTING.md"))
@@ -20,6 +22,9 @@ SHELL = "".join(text for language, text in BLOCKS if language == "bash").replace
 COMMANDS = arguments(SHELL)
 DATA_COMMANDS = [
     shlex.split(line, comments=True)[2:] for line in SHELL.splitlines() if line.strip().startswith("medgrpo data")
+]
+EVAL_COMMANDS = [
+    shlex.split(line)[1:] for line in SHELL.splitlines() if re.match(r"\s*medgrpo (grade|compare|report) ", line)
 ]
 SCRIPTS = sorted(set(re.findall(r"\bbash (scripts/\w+\.sh)", README + CONTRIBUTING)))
 
@@ -55,6 +60,18 @@ def test_data_command_is_accepted(command, folder, monkeypatch):
         set_up(["predict", *options], monkeypatch)
     else:
         parser().parse_args(command)
+
+
+@pytest.mark.parametrize("command", EVAL_COMMANDS, ids=" ".join)
+def test_evaluation_command_is_accepted(command):
+    eval_parser().parse_args(command)
+
+
+def test_every_evaluation_command_and_grader_is_there():
+    assert {command[0] for command in EVAL_COMMANDS} == set(eval_parser()._subparsers._group_actions[0].choices)
+    section = README.split("## Evaluation")[1].split("\n## ")[0]
+    assert set(GRADERS) <= set(re.findall(r"`(\w+)`", section))
+    assert (ROOT / re.search(r"!\[.*\]\((.*)\)", section)[1]).is_file()
 
 
 def test_every_data_command_and_format_is_there():
