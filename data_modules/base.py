@@ -93,8 +93,6 @@ class MedicalVQADataModule(LightningDataModule):
     """What a subclass for one modality keeps; a file that names no modality is taken to be of this one."""
     task: str = ""
     """Likewise for a question type."""
-    allow_zero_length_dataloader_with_multiple_devices = True
-    """What is left of a test that is gone on with may not reach all ranks."""
 
     def __init__(
         self,
@@ -127,6 +125,8 @@ class MedicalVQADataModule(LightningDataModule):
         eval_views: list[Literal["blank", "wrong_image", "shuffled"]] | None = None,
     ) -> None:
         super().__init__()
+        # What is left of a test that is gone on with may not reach all ranks.
+        self.allow_zero_length_dataloader_with_multiple_devices = True
         problems = [
             f"{name}: expected at least 1, got {value}"
             for name, value in {
@@ -204,6 +204,7 @@ class MedicalVQADataModule(LightningDataModule):
             self._setup(stage)
 
     def _setup(self, stage: str) -> None:
+        self.done = {}
         for split in _SPLITS[stage]:
             if not self.paths[split]:
                 if split != "val" or stage == "validate":  # fit goes without validation
@@ -244,7 +245,8 @@ class MedicalVQADataModule(LightningDataModule):
                 "and what a lookup of its options scores"
             )
         elif self.paths["train"]:
-            self.training = Training(sum(self._read("train"), []))
+            training = sum(self._read("train", may_be_empty=True), [])
+            self.training = Training(training) if training else None
 
     def transfer_batch_to_device(self, batch: PromptBatch, device: torch.device, dataloader_idx: int) -> PromptBatch:
         """Leave the batch where it is: the loader repeats it, and the module moves it once per rollout."""
@@ -282,7 +284,7 @@ class MedicalVQADataModule(LightningDataModule):
         """Every record to predict once."""
         return self._evaluation_loader("predict")
 
-    def _read(self, split: str) -> list[list[Record]]:
+    def _read(self, split: str, may_be_empty: bool = False) -> list[list[Record]]:
         """Records of each file or folder of a split, filtered."""
         kept, found, origin = [], [], {}
         for path in self.paths[split]:
@@ -299,7 +301,7 @@ class MedicalVQADataModule(LightningDataModule):
                 origin |= {record.id: file for record in records}
                 found += records
                 kept[-1] += [record for record in records if self._wanted(record)]
-        if not any(kept):
+        if not any(kept) and not may_be_empty:
             have = sorted({(record.modality or "unknown", record.task or "unknown") for record in found})
             raise DataError(
                 f"data.{split}: none of {len(found)} records is left after the filters. Files: {self.paths[split]}; "
@@ -405,7 +407,7 @@ class MedicalVQADataModule(LightningDataModule):
     ) -> DataLoader:
         world_size = self.trainer.world_size
         records = self.records[split] if records is None else records
-        if len(records) < world_size:
+        if split == "val" and len(records) < world_size:  # all ranks must come together at its end
             raise DataError(f"data.{split}: {len(records)} records do not reach {world_size} ranks; use fewer devices")
         return evaluation_loader(
             records,

@@ -7,6 +7,7 @@ shuffled      the options in another order: what is owed to their letters
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,6 +15,13 @@ from random import Random
 
 from data_modules.fields import with_options
 from medgrpo.types import Record, View
+
+_REFERS = re.compile(
+    r"\b(all|none|any|both|neither) of (the )?(above|following|options|answers|others?|these)\b|^(all|both)$"
+    r"|\b[A-J]\)?,? (and|or|&) \(?[A-J]\b",
+    re.IGNORECASE,
+)
+"""Options that speak of each other: in another order they would say something else."""
 
 TRIES = 100
 """Records looked at for one whose answer differs: one is soon found, or there is none."""
@@ -23,7 +31,8 @@ def shown(records: Sequence[Record], view: View, seed: int) -> list[Record]:
     """The questions under one view, in their order, under the same ids.
 
     What a question becomes depends on the records and the seed, not on batches or ranks. Left out are questions that
-    the view has no meaning for: without image, without options, or without another question to take an image from.
+    the view has no meaning for: without image, without another question to take an image from, or without options
+    that can change places.
     """
     if view == "image":
         return list(records)
@@ -31,7 +40,8 @@ def shown(records: Sequence[Record], view: View, seed: int) -> list[Record]:
         return [record for record in records if record.images]
     if view == "wrong_image":
         return _wrong_images(records, seed)
-    return [_reordered(record, Random(f"{seed}/{record.id}")) for record in records if record.options]
+    free = [r for r in records if r.options and not any(_REFERS.search(option) for option in r.options)]
+    return [_reordered(record, Random(f"{seed}/{record.id}")) for record in free]
 
 
 def _wrong_images(records: Sequence[Record], seed: int) -> list[Record]:
@@ -70,15 +80,19 @@ def _reordered(record: Record, random: Random) -> Record:
 
 
 def _retold(record: Record, options: tuple[str, ...]) -> str:
-    """The published wording with the options in another order; laid out anew where they are not found in it."""
-    end, spans = len(record.problem), []
-    for option in reversed(record.options):
-        start = record.problem.rfind(option, 0, end)
-        if start < len(record.question) or not option:
-            return with_options(record.question, options)
-        spans.append((start, start + len(option)))
-        end = start
+    """The published wording with the options in another order; laid out anew where they are not found in it.
+
+    They are found as one chain of letters, each with its option, so that neither a letter nor words around the options
+    are taken for one: ``Which? A) B, B) A. Answer A or B``.
+    """
+    chain = r"[\s,;.]*\(?".join(
+        rf"{letter}[).:]\s*({re.escape(option)})" for letter, option in zip(record.letters, record.options, strict=True)
+    )
+    found = re.compile(rf"(?<!\w){chain}(?!\w)").search(record.problem, len(record.question))
+    if not found or not all(record.options):
+        return with_options(record.question, options)
     text = record.problem
-    for (start, stop), option in zip(spans, reversed(options), strict=True):
-        text = text[:start] + option + text[stop:]
+    for group in range(len(options), 0, -1):
+        start, stop = found.span(group)
+        text = text[:start] + options[group - 1] + text[stop:]
     return text

@@ -59,10 +59,13 @@ _DOUBT = re.compile(
     re.IGNORECASE,
 )
 _LOOK_BACK = 80
-# What a phrase says, folded: words before the choice, the letter, a letter that labels a text, and what may follow.
+# What a text or phrase says, folded: words before the choice, the letter, a letter that labels a text, what may follow.
 _OPENING = re.compile(r"""[\s*_:"'“‘$]*""")
 _MARKUP = re.compile(r"\*\*|__|`")
-_HEDGE = re.compile(r"(?:(?:most likely|likely|probably|clearly|therefore|thus) )?(?:(?:option|choice|letter) )?")
+_QUOTED = re.compile(r"""(["'*_$])(.+)\1|[“‘](.+)[”’]""")
+_END = re.compile(r"\)?\.?$")
+_NOUN = re.compile(r"(?:(?:option|choice|letter) )?")
+_HEDGE = re.compile(rf"(?:(?:most likely|likely|probably|clearly|therefore|thus) )?{_NOUN.pattern}")
 _ARTICLE = re.compile(r"(?:a|an|the) ")
 _SAID_LETTER = re.compile(r"\(([a-z])\)|([a-z])(?!\w)[):]?")
 _SAID_LABEL = re.compile(r"(?:\(([a-z])\)[.:,–—-]?|([a-z]) ?[.):,(–—-]) ?")
@@ -99,12 +102,15 @@ def extract(completion: str, options: Sequence[str], rule: Rule = "strict", clos
     In a block or box a choice is named by its letter (``C``, ``c``, ``(C)``, ``C.``, ``C)``, ``C:``), by the letter and
     the text of that same option (``C) CT``, ``C. CT``, ``C: CT``, ``(C) CT``), or by the exact text of one option.
     Texts are compared up to case, white space and a final period. The readings that hold must agree on one option.
-    After a phrase the same forms are read where they begin it, alone, ended by a period, or followed by reasons
+    Where there is none, the same is read without bold type, quotes and the word ``option`` around it, and with another
+    mark between letter and text (``**C**``, ``Option C``, ``C - CT``, ``CT (C)``); any other word makes it no answer.
+    After a phrase these forms are read where they begin it, alone, ended by a period, or followed by reasons
     (``because``, ``which``, ``not A``); an article before a text is skipped, so that "a cyst" is not option A.
 
     Args:
         completion: Decoded text without special tokens.
-        options: Option texts in letter order, 2 to 10; empty for an open question, whose answer is the text read.
+        options: Option texts in letter order, 2 to 10, with or without their letters; empty for an open question, whose
+            answer is the text read.
         rule: ``strict`` or ``lenient``, see above. What strict reads, lenient reads the same.
         closed: The question lists no options and yet takes one of few words: yes and no together name two.
 
@@ -119,6 +125,7 @@ def extract(completion: str, options: Sequence[str], rule: Rule = "strict", clos
         raise ValueError(f"options: expected none or 2 to {len(LETTERS)}, got {len(options)}")
     if rule not in ("strict", "lenient"):
         raise ValueError(f"rule: expected strict or lenient, got {rule!r}")
+    options = plain_options(options)
     reasoning, rest = _split(completion)
     blocks = [match[1].strip() for part in rest for match in _ANSWER.finditer(part)]
     tags = sum(len(_ANSWER_TAG.findall(part)) for part in rest)
@@ -140,6 +147,13 @@ def extract(completion: str, options: Sequence[str], rule: Rule = "strict", clos
             if _LEAD.search(part, max(0, phrase.start() - _LOOK_BACK), phrase.start()):
                 return _read_phrase(reasoning, part, phrase, options, closed)
     return Answer(reasoning, None, None, "unparsed", "no closed answer block")
+
+
+def plain_options(options: Sequence[str]) -> tuple[str, ...]:
+    """Option texts without the letters ``A) x``, ``A. x``, ``A: x`` or ``(A) x``, where each begins with its own."""
+    found = [_LABELLED.fullmatch(option.strip()) for option in options]
+    texts = [m[3] for m, letter in zip(found, LETTERS, strict=False) if m and (m[1] or m[2]).upper() == letter]
+    return tuple(texts if len(texts) == len(options) else options)
 
 
 def is_correct(answer: Answer, record: Record) -> bool:
@@ -256,6 +270,10 @@ def _normal(text: str) -> str:
 
 def _choices(text: str, options: Sequence[str]) -> set[str]:
     """Letters of the options that some reading of the whole text names."""
+    return _choices_exact(text, options) or _choices_marked(text, options)
+
+
+def _choices_exact(text: str, options: Sequence[str]) -> set[str]:
     named = {letter for letter, option in zip(LETTERS, options, strict=False) if _normal(option) == _normal(text)}
     if match := _LETTER.fullmatch(text):
         named |= {(match[1] or match[2]).upper()} & set(LETTERS[: len(options)])
@@ -264,6 +282,18 @@ def _choices(text: str, options: Sequence[str]) -> set[str]:
         if letter in LETTERS[: len(options)] and _normal(match[3]) == _normal(options[LETTERS.index(letter)]):
             named.add(letter)
     return named
+
+
+def _choices_marked(text: str, options: Sequence[str]) -> set[str]:
+    """The letter of the one option that the whole text names, less what marks it as the choice; else empty."""
+    said = " ".join(_MARKUP.sub("", text).split()).casefold()
+    if quoted := _QUOTED.fullmatch(said):  # at both ends: "T2*" is not T2
+        said = quoted[2] or quoted[3]
+    start = _NOUN.match(said).end()
+    texts = [_normal(option) for option in options]
+    readings = _letters_at(said, start, texts) + _texts_at(said, start, texts)
+    named = {letter for end, letter in readings if _END.match(said, end)}
+    return named if len(named) == 1 else set()
 
 
 def _choices_first(line: str, options: Sequence[str]) -> set[str]:

@@ -126,14 +126,16 @@ class Checkpoint(ModelCheckpoint):
 
     @staticmethod
     def _trained_on(trainer: Trainer) -> TrainedOn:
-        """The records of this run, and those that its policy had learned from before."""
+        """The records of this run, and those that its weights had learned from before."""
         policy, data = trainer.lightning_module.policy, trainer.datamodule
-        before = trained_on(policy.adapter or policy.model_name_or_path) or TrainedOn()
+        sources = [Path(policy.adapter or policy.model_name_or_path)]
+        sources += [Path(trainer.ckpt_path).with_suffix("")] if trainer.ckpt_path else []
+        before = [known for source in sources if (known := trained_on(source))]
         records = data.records["train"]
         return TrainedOn(
-            modalities=tuple(sorted({record.modality for record in records} - {""} | set(before.modalities))),
-            tasks=tuple(sorted({record.task for record in records} - {""} | set(before.tasks))),
-            datasets=tuple(sorted({record.dataset for record in records} - {""} | set(before.datasets))),
+            modalities=tuple(sorted({r.modality for r in records}.union(*(b.modalities for b in before)) - {""})),
+            tasks=tuple(sorted({r.task for r in records}.union(*(b.tasks for b in before)) - {""})),
+            datasets=tuple(sorted({r.dataset for r in records}.union(*(b.datasets for b in before)) - {""})),
             num_records=len(records),
             prompt=data.prompt,
             step=trainer.global_step,

@@ -34,7 +34,7 @@ from medgrpo.policy import Policy
 from medgrpo.policy_module import PolicyModule
 from medgrpo.prediction_writer import PredictionWriter
 from medgrpo.predictions import Prediction
-from medgrpo.resume import check_settings, mend, settings_of
+from medgrpo.resume import check_settings, mend, read_about, settings_of, writing
 from medgrpo.runs import write_json
 from medgrpo.trainer_cli import NOISE, MedGRPOCLI
 from medgrpo.types import PromptBatch, Record, SettingsError
@@ -115,7 +115,8 @@ class PassCountWriter(Callback):
         data: MedicalVQADataModule = trainer.datamodule
         if trainer.global_rank > 0:
             self.file = self.out.with_stem(f"{self.out.stem}-rank{trainer.global_rank}")
-        self.out.parent.mkdir(parents=True, exist_ok=True)
+        with writing(self.out, "out"):
+            self.out.parent.mkdir(parents=True, exist_ok=True)
         done = read_pass_counts(self.out) if rank_files(self.out) else {}
         self._check(settings_of(pl_module, data, self.ckpt_path, DRAWN_WITH), bool(done), trainer.is_global_zero)
         records = data.records["predict"]
@@ -125,14 +126,16 @@ class PassCountWriter(Callback):
             print(f"difficulty: {left} of {len(records)} records have no row in {self.out} yet")
         self.done = data.done["image"] = set(done)
         trainer.strategy.barrier()  # no rank writes before all have looked
-        mend(self.file)
+        with writing(self.file, "out"):
+            mend(self.file)
 
     def _check(self, settings: dict[str, Any], has_rows: bool, writes: bool) -> None:
         path = self.out.with_suffix(".settings.json")
-        before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        before = read_about(path, "out") if has_rows else None
         check_settings(self.out, before, settings, has_rows, "out")
         if not has_rows and writes:
-            write_json(path, settings)
+            with writing(path, "out"):
+                write_json(path, settings)
 
     def on_predict_batch_end(
         self,
@@ -146,11 +149,11 @@ class PassCountWriter(Callback):
         """Append the rows of one batch."""
         new = [row for row in outputs if row["id"] not in self.done]  # a batch of which some are done is done again
         rows = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in new)
-        with self.file.open("ab") as file:
+        with writing(self.file, "out"), self.file.open("ab") as file:
             file.write(rows.encode())
 
-    def on_predict_end(self, trainer: Trainer, pl_module: GRPOModule) -> None:
-        """Say what was found, once all ranks are done."""
+    def teardown(self, trainer: Trainer, pl_module: GRPOModule, stage: str) -> None:
+        """Say what was found, once all ranks are done; here, because a rank with nothing left gets no other hook."""
         trainer.strategy.barrier()
         if trainer.is_global_zero:
             counts = read_pass_counts(self.out).values()

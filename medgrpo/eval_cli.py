@@ -14,7 +14,7 @@ from medgrpo.comparison import compare
 from medgrpo.graders import GRADERS, grade, grader_name
 from medgrpo.predictions import Prediction, read_predictions
 from medgrpo.results import is_results, read_results, write_results
-from medgrpo.runs import PREDICTIONS, find_runs, write_json
+from medgrpo.runs import PREDICTIONS, find_runs
 from medgrpo.tables import compare_text
 from medgrpo.types import DataError, UserError
 
@@ -133,12 +133,14 @@ def _read(path: Path) -> list[Prediction]:
 
 
 def _write(out: str, value: dict[str, Any]) -> None:
+    """ASCII, which any terminal shows and which also holds halves of characters, as models say them."""
+    text = json.dumps(value, indent=1)
     if out == "-":
-        print(json.dumps(value, indent=1, ensure_ascii=False))
+        print(text)
         return
     path = Path(out)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, value)
+        path.write_text(text + "\n", encoding="ascii")
     except OSError as error:
         raise DataError(f"{out}: expected a file that can be written; {error.strerror}") from error

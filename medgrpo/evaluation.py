@@ -9,16 +9,12 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-from torchmetrics import Metric
-
 from medgrpo import blind
 from medgrpo.answers import extract, f1, is_correct
 from medgrpo.open_answers import normalize, yes_no
 from medgrpo.predictions import VIEWS, Prediction, View
 from medgrpo.reasoning import Reasoning, check
-from medgrpo.statistics import bootstrap, majority, pass_at_k, wilson
+from medgrpo.statistics import bootstrap, majority, paired_bootstrap, pass_at_k, wilson
 from medgrpo.types import DataError, Record
 
 UNKNOWN = "unknown"
@@ -93,6 +89,10 @@ class Cell:
     """Accuracy with another question's image."""
     shuffled: float | None
     """Accuracy with the options in another order."""
+    blank_gain_low: float | None
+    """95 % bootstrap interval over images of the accuracy with the image minus that with a grey one, on the questions
+    asked both ways: what looking adds."""
+    blank_gain_high: float | None
     blank_changed: float | None
     """Share of questions whose answer (first sample) is not the one given with the image; no answer counts as one."""
     wrong_image_changed: float | None
@@ -266,6 +266,12 @@ def _cell(questions: Sequence[_Question]) -> Cell:
         for question in questions
         if question.prediction.option_prior is not None
     ]
+    both = [
+        (question.others["blank"][0], share, image)
+        for question, share, image in zip(questions, shares, images, strict=True)
+        if "blank" in question.others
+    ]
+    gain_low, gain_high = paired_bootstrap(*zip(*both, strict=True)) if both else (None, None)
     blank, blank_changed = _under("blank", questions)
     wrong_image, wrong_image_changed = _under("wrong_image", questions)
     shuffled, order_changed = _under("shuffled", questions)
@@ -288,6 +294,8 @@ def _cell(questions: Sequence[_Question]) -> Cell:
         blank=blank,
         wrong_image=wrong_image,
         shuffled=shuffled,
+        blank_gain_low=gain_low,
+        blank_gain_high=gain_high,
         blank_changed=blank_changed,
         wrong_image_changed=wrong_image_changed,
         order_changed=order_changed,
@@ -328,55 +336,3 @@ def _rank(name: str) -> tuple[bool, str]:
 
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
-
-
-class GroupAccuracy(Metric):
-    """Accuracy during training: overall, by modality and question type, with what was unparsed and truncated.
-
-    It counts whole samples, so neither the batches nor the ranks that they come in matter. Predictions under another
-    view than ``image`` count for the accuracy of that view alone.
-
-    Args:
-        records: all records that will be judged, on every rank alike: they name the groups.
-    """
-
-    full_state_update = False
-
-    def __init__(self, records: Iterable[Record]) -> None:
-        super().__init__()
-        groups = sorted({name for record in records for name in _accuracies(record)} - {"accuracy"})
-        names = ("accuracy", *groups, *(f"{view}_accuracy" for view in VIEWS[1:]))
-        self.row_of = {name: row for row, name in enumerate(names)}
-        """Name of an accuracy -> its row in the counts."""
-        self.add_state("n", torch.tensor(0), dist_reduce_fx="sum")
-        self.add_state("counts", torch.zeros(len(names), 5, dtype=torch.int64), dist_reduce_fx="sum")
-
-    def update(self, predictions: Iterable[Prediction]) -> None:
-        """Judge and count these predictions."""
-        n, counts = 0, torch.zeros(self.counts.shape, dtype=torch.int64)
-        for prediction in predictions:
-            judged, shown = judge(prediction), prediction.view == "image"
-            kinds = (judged.correct, judged.strict_correct, judged.unparsed, prediction.truncated)
-            names = _accuracies(prediction.record) if shown else (f"{prediction.view}_accuracy",)
-            counts[[self.row_of[name] for name in names]] += torch.tensor([len(judged.correct), *map(sum, kinds)])
-            n += shown
-        self.n += n
-        self.counts += counts.to(self.device)
-
-    def compute(self) -> dict[str, Tensor]:
-        """``accuracy``, ``accuracy/modality/NAME``, ``accuracy/task/NAME``, ``strict_accuracy``, ``unparsed``,
-        ``truncated``, ``n``, and e.g. ``blank_accuracy`` where that view was seen.
-
-        Shares are 0..1; groups without a prediction are left out.
-        """
-        total, *counted = self.counts.unbind(-1)
-        accuracy, *rates = (count / total.clamp(min=1) for count in counted)
-        values = {name: accuracy[row] for name, row in self.row_of.items() if total[row] > 0}
-        overall = zip(("strict_accuracy", "unparsed", "truncated"), rates, strict=True)
-        return values | {name: rate[0] for name, rate in overall} | {"n": self.n.float()}
-
-
-def _accuracies(record: Record) -> tuple[str, ...]:
-    """Names of the accuracies that a record counts for."""
-    named = (("modality", record.modality), ("task", record.task))
-    return ("accuracy", *(f"accuracy/{kind}/{name}" for kind, name in named if name))

@@ -8,12 +8,13 @@ are for choices only, each takes one letter or text, and it is right when that i
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
 from functools import partial
 
-from medgrpo.answers import extract, is_correct
+from medgrpo.answers import extract, is_correct, plain_options
 from medgrpo.types import Record, SettingsError
 
 # MedEvalKit: in this order, of each what follows its last occurrence.
@@ -64,7 +65,7 @@ def grade(name: str, records: Sequence[Record], completions: Sequence[str]) -> l
 
     Args:
         name: any spelling that ``grader_name`` knows.
-        records: [n] questions with gold; options in letter order. One data set, where the rule looks at the whole.
+        records: [n] questions with gold; options in letter order.
         completions: [n] one text per question.
 
     Raises:
@@ -78,7 +79,8 @@ def grade(name: str, records: Sequence[Record], completions: Sequence[str]) -> l
             f"grader {name}: expected questions with options, which it is for; {len(open_ids)} of {len(records)} have "
             f"none, the first is {open_ids[0]!r}. Grade them with the grader ours, which also reads open answers"
         )
-    return GRADERS[name](records, completions)
+    plain = [replace(record, options=plain_options(record.options)) for record in records]
+    return GRADERS[name](plain, completions)
 
 
 def ours(records: Sequence[Record], completions: Sequence[str]) -> list[Grade]:
@@ -122,7 +124,7 @@ def _medvlthinker(record: Record, completion: str) -> str | None:
     named = [
         letter
         for letter, option in zip(record.letters, record.options, strict=True)
-        if text.lower() in (f"{letter}. {option}".lower(), letter.lower(), option.strip().lower())
+        if text.lower() in (f"{letter}. {option}".strip().lower(), letter.lower(), option.strip().lower())
     ]
     if named:
         return _gold_or_first(named, record)
@@ -208,10 +210,16 @@ def huatuo_readings(record: Record, completion: str) -> tuple[str, str]:
 
 
 def _huatuo(records: Sequence[Record], completions: Sequence[str]) -> list[Grade]:
-    """All first or all last readings of ``huatuo_readings``, whichever are more often right; of equals the first."""
+    """Of each data set all first or all last of ``huatuo_readings``, whichever are more often right; of equals the
+    first."""
     pairs = [huatuo_readings(record, text) for record, text in zip(records, completions, strict=True)]
-    first, last = ([_judged(pair[i], record) for pair, record in zip(pairs, records, strict=True)] for i in (0, 1))
-    return max(first, last, key=lambda grades: sum(grade.correct for grade in grades))
+    gain: Counter[str] = Counter()  # by the last reading over the first, in right answers
+    for record, (first, last) in zip(records, pairs, strict=True):
+        gain[record.dataset] += (last == record.answer) - (first == record.answer)
+    return [
+        _judged(last if gain[record.dataset] > 0 else first, record)
+        for record, (first, last) in zip(records, pairs, strict=True)
+    ]
 
 
 def _each(

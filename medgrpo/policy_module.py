@@ -15,7 +15,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_warn
 
 from medgrpo.answers import extract
-from medgrpo.evaluation import GroupAccuracy
+from medgrpo.group_accuracy import GroupAccuracy
 from medgrpo.policy import Policy
 from medgrpo.predictions import Prediction, to_row
 from medgrpo.prefix import encode, prepare
@@ -76,6 +76,8 @@ class PolicyModule(LightningModule):
         self.nonfinite_in_a_row = 0
         self.on_rollout_token: Callable[[int, int], None] | None = None
         """Called while completions are drawn, with (tokens so far, rows still alive); a progress bar sets it."""
+        self.keeps_answers = False
+        """Whether somebody keeps what a test answers; `PredictionWriter` sets it."""
         self.strict_loading = False  # checkpoints hold only what trains; on_load_checkpoint compares the names
 
     @cached_property
@@ -205,6 +207,14 @@ class PolicyModule(LightningModule):
         predictions = self.answer(prompts)
         self.accuracy.update(predictions)
         return predictions
+
+    def on_test_start(self) -> None:
+        """A test without a `PredictionWriter` leaves nothing."""
+        if not self.keeps_answers:
+            rank_zero_warn(
+                "the answers of this test are neither kept nor counted: add "
+                "medgrpo.prediction_writer.PredictionWriter() to the callbacks of the Trainer"
+            )
 
     def test_step(self, prompts: PromptBatch, batch_idx: int, dataloader_idx: int = 0) -> list[Prediction]:
         """Answers to the test questions; `PredictionWriter` keeps and counts them."""

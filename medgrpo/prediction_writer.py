@@ -18,10 +18,12 @@ from data_modules.priors import Training
 from medgrpo.evaluation import flat, summarize
 from medgrpo.predictions import VIEWS, Prediction, read_predictions, to_row, write_predictions
 from medgrpo.results import write_results
-from medgrpo.resume import check_settings, mend, real_path, settings_of
-from medgrpo.runs import METRICS, PREDICTIONS, RESULTS, RUN, trained_on, write_json
+from medgrpo.resume import check_settings, mend, read_about, real_path, settings_of, writing
+from medgrpo.runs import METRICS, PREDICTIONS, RESULTS, RUN, TrainedOn, trained_on, write_json
 from medgrpo.tables import text_table
-from medgrpo.types import DataError, Record, View
+from medgrpo.types import DataError, Record, SettingsError, View
+
+OPTION = "predictions.dirpath"
 
 
 class PredictionWriter(Callback):
@@ -39,7 +41,8 @@ class PredictionWriter(Callback):
     def __init__(self, dirpath: str | None = None) -> None:
         self.dirpath = dirpath
         self.ckpt_path: str | None = None
-        """Checkpoint whose weights answer, if any; the command line sets it."""
+        """Checkpoint whose weights answer, if any; the command line sets it, and so must who calls
+        ``trainer.test(..., ckpt_path=...)``, since Lightning tells of it too late."""
         self.folder = Path()
         self.file = Path()
         """Of this rank."""
@@ -50,25 +53,35 @@ class PredictionWriter(Callback):
         """Find what is done, and leave it out. Records are read by now, and the loaders are not made yet.
 
         Raises:
-            SettingsError: the folder was made with other settings.
+            SettingsError: the folder was made with other settings, or cannot be written; or there is no data module.
             DataError: its predictions are malformed, or of other questions.
         """
         if stage not in ("test", "predict"):
             return
         stage = TrainerFn(stage).value
         data: MedicalVQADataModule = trainer.datamodule
+        if data is None:
+            raise SettingsError(
+                f"PredictionWriter must know all questions: give trainer.{stage} a MedicalVQADataModule as datamodule, "
+                "in place of dataloaders"
+            )
         settings = self._settings(trainer, pl_module, stage)
         self.folder = Path(self.dirpath) if self.dirpath else _default_folder(trainer, stage, settings)
-        self.folder.mkdir(parents=True, exist_ok=True)
+        with writing(self.folder, OPTION):
+            self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / PREDICTIONS
         rank = trainer.global_rank
         self.file = path.with_stem(f"{path.stem}-rank{rank}") if rank else path
         about = self.folder / RUN
-        before = json.loads(about.read_text(encoding="utf-8"))["settings"] if about.is_file() else None
         has_rows = any(file.stat().st_size for file in rank_files(path))
-        check_settings(path, before, settings, has_rows, "predictions.dirpath")
+        before = read_about(about, OPTION) if has_rows else None
+        check_settings(path, before.get("settings") if isinstance(before, dict) else None, settings, has_rows, OPTION)
         trainer.strategy.barrier()  # no rank writes before all have looked
-        mend(self.file)
+        if trainer.is_global_zero:
+            with writing(self.folder, OPTION):
+                for file in {path, *rank_files(path)}:
+                    mend(file)
+        trainer.strategy.barrier()  # and none reads what is not mended: all must find the same answers
         answered = [prediction for file in rank_files(path) for prediction in read_predictions(file)]
         asked = _asked(data, stage)
         _check_same_questions(path, answered, asked)
@@ -76,14 +89,25 @@ class PredictionWriter(Callback):
         data.done = {view: {id for v, id in self.done if v == view} for view in VIEWS}
         if trainer.is_global_zero:
             if not answered:
-                sources = [self.ckpt_path and str(Path(self.ckpt_path).with_suffix(""))]
-                sources += [pl_module.policy.adapter, pl_module.policy.model_name_or_path]
-                known = next((found for source in sources if source and (found := trained_on(source))), None)
+                known = self._trained_on(pl_module)
                 image_root = str(Path(data.image_root).resolve())
                 described = {"image_root": image_root, "trained_on": asdict(known) if known else None}
                 write_json(about, {"settings": settings} | described)
             else:
                 print(f"{len(asked) - len(self.done & asked.keys())} of {len(asked)} answers are not in {path} yet")
+        pl_module.keeps_answers = True
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The checkpoint is known now.
+
+        Raises:
+            SettingsError: it is not ``ckpt_path``.
+        """
+        self._check_checkpoint(trainer)
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Likewise."""
+        self._check_checkpoint(trainer)
 
     def on_test_batch_end(
         self,
@@ -118,13 +142,17 @@ class PredictionWriter(Callback):
         if stage not in ("test", "predict"):
             return
         stage = TrainerFn(stage).value
+        pl_module.keeps_answers = False
+        self._check_checkpoint(trainer)
         trainer.strategy.barrier()
         if trainer.is_global_zero:
-            predictions = self._put_together(trainer.datamodule, stage)
+            with writing(self.folder, OPTION):
+                predictions = self._put_together(trainer.datamodule, stage)
             if stage == "test" and predictions:
                 summary = summarize(predictions)
-                write_json(self.folder / METRICS, asdict(summary))
-                write_results(self.folder / RESULTS, predictions)
+                with writing(self.folder, OPTION):
+                    write_results(self.folder / RESULTS, predictions)
+                    write_json(self.folder / METRICS, asdict(summary))  # last: where it is, all is
                 values = {f"test/{name}": value for name, value in flat(summary).items()}
                 for logger in trainer.loggers:
                     logger.log_metrics(values, step=trainer.global_step)
@@ -147,9 +175,24 @@ class PredictionWriter(Callback):
             "data.seed": data.seed,
         }
 
+    def _check_checkpoint(self, trainer: Trainer) -> None:
+        if real_path(trainer.ckpt_path) != real_path(self.ckpt_path):
+            raise SettingsError(
+                f"the weights are those of ckpt_path={trainer.ckpt_path}, and the answers would be kept as those of "
+                f"{self.ckpt_path}: set the attribute ckpt_path of PredictionWriter, too"
+            )
+
+    def _trained_on(self, module: LightningModule) -> TrainedOn | None:
+        policy = module.policy
+        if self.ckpt_path or policy.adapter:
+            # Weights of which nothing is known are not those of a base model.
+            folder = Path(self.ckpt_path).with_suffix("") if self.ckpt_path else policy.adapter
+            return trained_on(folder) or TrainedOn()
+        return trained_on(policy.model_name_or_path)
+
     def _append(self, rows: Sequence[dict[str, Any]]) -> None:
         new = [row for row in rows if (row["view"], row["id"]) not in self.done]  # some of a batch may have been done
-        with self.file.open("ab") as file:
+        with writing(self.file, OPTION), self.file.open("ab") as file:
             file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in new).encode())
 
     def _put_together(self, data: MedicalVQADataModule, stage: str) -> list[Prediction]:

@@ -133,7 +133,7 @@ def from_row(row: dict[str, Any], place: str) -> Prediction:
         problem=_text(row, "problem", place) or question,
         question=question,
         options=options,
-        answer=gold.upper() if options else gold,
+        answer=gold.upper() if options else row["gold"],
         images=tuple(images),
         modality=_text(row, "modality", place),
         task=_text(row, "task", place),

@@ -34,24 +34,37 @@ _FILLER = re.compile(
     re.IGNORECASE,
 )
 _DENIES = r"(?:not?|never|neither|nor|cannot|unlikely|wrong|incorrect)\b"
-_DENIED_AHEAD = re.compile(_DENIES, re.IGNORECASE)
-_DENIED_BEHIND = re.compile(
-    rf"[\s)}}\]*_`\"'”’]*(?:(?:is|was|can|could|would|seems|looks)(?:\s+|(?=n['’]t)))?(?:be\s+)?"
-    rf"(?:{_DENIES}|n['’]t\b|(?:ruled|out|excluded)\b)",
+_DENIED = re.compile(_DENIES, re.IGNORECASE)
+# What may stand behind it: the end of the clause, reasons, a place, praise. "So A is out" and "so A would" say no more.
+_BEHIND = re.compile(
+    r"[\s)}\]*_`\"'”’$\\]*(?:$|[.,;:!(–—]|-\s"
+    r"|(?:because|since|as(?!\s+well)|due|given|based|over|rather|instead|(?:and\s+)?not|of|in|on|at|here)\b"
+    r"|(?:is|was|seems|looks|appears|remains)\s+(?:(?:the|most|more|clearly|indeed)\s+)*"
+    r"(?:likely|probable|correct|right|best|answer|diagnosis|present|seen|shown|visible|supported|confirmed)\b"
+    r"|(?:fits|matches)(?:\s+(?:best|better|well))?(?=\s*(?:$|[.,;!])))",
     re.IGNORECASE,
 )
 _NEGATION = re.compile(
-    rf"\b{_DENIES}|n['’]t\b|\b(?:without|unlike|rather\s+than|instead\s+of|less\s+likely|except|exclud\w+|eliminat\w+"
-    r"|absen\w+|lack\w*|rul\w+\s+(?:\w+\s+)?out)\b",
+    rf"\b{_DENIES}|n['’]t\b|\b(?:without|unlike|instead\s+of|less|least|worst|than|against|except"
+    r"|exclud\w+|eliminat\w+|absen\w+|lack\w*|fail\w*|contradict\w*|differ\w*|compar\w+|rul\w+\s+(?:\w+\s+)?out)\b",
     re.IGNORECASE,
 )
-_HYPOTHESIS = re.compile(r"\b(?:if|whether|could|might|may|suppose|perhaps)\b", re.IGNORECASE)
+_HYPOTHESIS = re.compile(
+    r"\b(?:if|whether|could|might|may|would(?!\s+say)|suppos\w+|perhaps|possib\w+|consider\w*)\b", re.IGNORECASE
+)
+# What may take a statement back that was made before.
+_TURN = re.compile(
+    r"\b(?:but|however|although|wait|actually|hmm+|sorry|correction|scratch|otherwise|reconsider\w*"
+    r"|second\s+thoughts?|closer\s+look)\b"
+    r"|(?:^|[-.!?,;:–—…])\s*no\b(?=\s*[-.!,;:–—…])",
+    re.IGNORECASE,
+)
 _JOINED = re.compile(r"[\s*_`\"'”’)}\]:,/&]*(?:\b(?:and|or)\b[\s/]*)*", re.IGNORECASE)
 _CLAUSE_END = re.compile(r"[.,;:!?\n]|\b(?:so|therefore|thus|hence|but|and|because)\b", re.IGNORECASE)
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n+")
 # A bare letter in a statement, in capitals; A and I are also words, and need a mark or a conjunction behind them.
 _BARE = re.compile(
-    r"([AI])(?=\s*(?:$|[.,;:!?)}\]*_`\"'”’$/&\n]|(?:because|since|as|or|and|is|not)\b))|([B-HJ])(?![\w'’-])"
+    r"([AI])(?=\s*(?:$|[.,;:!?)}\]*_`\"'”’$/&\n]|(?:because|since|as|or|and|is|not|over)\b))|([B-HJ])(?![\w'’-])"
 )
 _MARKED = re.compile(r"\(([A-J])\)|(?<![\w(])([A-J])\)|\b(?i:option|choice|answer|letter)\s+\(?([A-J])(?!\w)\)?")
 
@@ -136,9 +149,10 @@ def conclusion(reasoning: str, options: Sequence[str]) -> str | None:
     r"""Letter of the option that the reasoning ends on.
 
     It is the one that the last statement such as ``the answer is B``, ``so B``, ``therefore, CT`` or ``\boxed{B}``
-    names, by the letter or the text of an option. Without such a statement, or where it denies or names several, it is
-    the one that the last sentence behind it names, by the text as whole words or as ``(B)``, ``B)`` or ``option B``,
-    if it names exactly one and denies nothing. Where the two disagree there is none.
+    names, by the letter or the text of an option. Without such a statement, or where it denies, doubts or names
+    several, it is the one that the last sentence behind it names, by the text as whole words or as ``(B)``, ``B)`` or
+    ``option B``, if it names exactly one and neither denies nor supposes anything. Where the two disagree there is
+    none, nor where the text turns behind the statement (``but``, ``wait``) and does not end on the same option.
 
     Args:
         reasoning: text without its tags.
@@ -153,15 +167,19 @@ def conclusion(reasoning: str, options: Sequence[str]) -> str | None:
     text = re.sub(r":\s+", ": ", reasoning)  # "the answer is:", and the option on the next line
     sentences = [sentence for sentence in _SENTENCE_END.split(text) if sentence.strip()]
     stated: set[str] = set()
-    behind = 0
+    rest, later = "", sentences
     for index, sentence in enumerate(sentences):
         for cue in _CUE.finditer(sentence):
-            named = _statement(sentence, cue, names)
-            if named is not None:
-                stated, behind = named, index + 1
-    last = names.anywhere(sentences[-1]) if behind < len(sentences) else set()
+            if statement := _statement(sentence, cue, names):
+                stated, end = statement
+                rest, later = sentence[end:], sentences[index + 1 :]
+    last = names.anywhere(later[-1]) if later else set()
+    if stated:
+        in_doubt = not last and any(_TURN.search(part) for part in (rest, *later))
+    else:
+        in_doubt = bool(later) and (later[-1].rstrip().endswith("?") or _HYPOTHESIS.search(later[-1]) is not None)
     settled = {letter for letters in (stated, last) if len(letters) == 1 for letter in letters}
-    return settled.pop() if len(settled) == 1 else None
+    return settled.pop() if len(settled) == 1 and not in_doubt else None
 
 
 @dataclass(frozen=True)
@@ -197,8 +215,8 @@ class _Names:
 
     def anywhere(self, sentence: str) -> set[str]:
         """Letters of all that a sentence names; none if it denies anything."""
-        rest = self.texts.sub(" ", sentence)
-        if _NEGATION.search(rest):
+        rest = self.texts.sub(lambda found: found[0] if _DENIED.fullmatch(found[0]) else " ", sentence)
+        if _NEGATION.search(rest):  # that of an option "No", too: "no mass" may be a reason for yes
             return set()
         spelled = map(self._spelled, self.texts.finditer(sentence))
         return set().union(*spelled, *map(self._marked, _MARKED.finditer(rest)))
@@ -210,19 +228,18 @@ class _Names:
         return {found[found.lastindex]} & self.offered
 
 
-def _statement(sentence: str, cue: re.Match[str], names: _Names) -> set[str] | None:
-    """Letters named behind a cue, none if they are denied or doubted; None when it is not about an option."""
+def _statement(sentence: str, cue: re.Match[str], names: _Names) -> tuple[set[str], int] | None:
+    """Letters named behind a cue, none if they are denied or doubted, and where they end; None when it is not about an
+    option."""
     named, end, denied = _head(sentence, cue.end(), names)
     if not named:
         return None
     before = "" if cue["weak"] else _CLAUSE_END.split(sentence[: cue.start()])[-1]
     doubted = denied or sentence.rstrip().endswith("?") or _NEGATION.search(before) or _HYPOTHESIS.search(before)
-    if doubted or _DENIED_BEHIND.match(sentence, end):
-        return set()
     while True:
         another, further, denied = _head(sentence, _JOINED.match(sentence, end).end(), names)
         if not another or denied:
-            return named
+            return (set() if doubted or not _BEHIND.match(sentence, end) else named), end
         named, end = named | another, further
 
 
@@ -233,7 +250,7 @@ def _head(text: str, position: int, names: _Names) -> tuple[set[str], int, bool]
         named, end = names.at(text, position)
         if named:
             return named, end, denied
-        if found := _DENIED_AHEAD.match(text, position):
+        if found := _DENIED.match(text, position):
             denied = True
         elif not (found := _FILLER.match(text, position)):
             return set(), position, denied

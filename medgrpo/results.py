@@ -59,10 +59,10 @@ def is_results(path: str | Path) -> bool:
 def write_results(path: str | Path, predictions: Iterable[Prediction]) -> None:
     """Write the predictions of the view ``image``, the first completion of each: the file is whole or not there.
 
-    ``accuracy`` and ``extracted_answer`` are by the lenient rule.
+    ``accuracy`` and ``extracted_answer`` are by the lenient rule. ASCII, as the seeds write it.
 
     Raises:
-        DataError: none of the predictions is of the view ``image``.
+        DataError: none of the predictions is of the view ``image``, or the file cannot be written.
     """
     results, right = [], 0
     for prediction in predictions:
@@ -75,10 +75,14 @@ def write_results(path: str | Path, predictions: Iterable[Prediction]) -> None:
         raise DataError(f"{path}: expected at least one prediction of the view `image`, got none; nothing is written")
     path = Path(path)
     partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8") as file:
-        json.dump({"accuracy": 100 * right / len(results), "results": results}, file, ensure_ascii=False, indent=1)
-        file.write("\n")
-    partial.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("w", encoding="ascii") as file:
+            json.dump({"accuracy": 100 * right / len(results), "results": results}, file, indent=1)
+            file.write("\n")
+        partial.replace(path)
+    except OSError as error:
+        raise DataError(f"{path}: expected a file that can be written; {error.strerror}") from error
 
 
 def read_results(path: str | Path) -> list[Prediction]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,11 @@ from data_modules.base import MedicalVQADataModule
 from medgrpo.policy_module import PolicyModule
 from medgrpo.types import DataError, SettingsError
 
-ENDS = 2**16
-"""Bytes at both ends of a file of weights that tell it from others."""
+BLOCK = 2**16
+"""Bytes that are looked at together."""
+
+BLOCKS = 1024
+"""Of a file of weights: the whole of one up to 64 MiB, evenly spaced parts of a larger one."""
 
 
 def settings_of(
@@ -26,7 +31,19 @@ def settings_of(
         data: whose questions are asked.
         ckpt_path: checkpoint whose weights answer, if any.
         names: of further options of the module.
+
+    Raises:
+        SettingsError: weights that no name tells from others.
     """
+    if ckpt_path in ("best", "last", "hpc"):
+        raise SettingsError(
+            f"ckpt_path: expected the path of a checkpoint, got {ckpt_path!r}, which is another one later on"
+        )
+    if module.num_tokens and ckpt_path is None:
+        raise SettingsError(
+            "the weights in memory were trained in this process, or loaded for an earlier command, so nothing says "
+            "which weights answer: set ckpt_path to a checkpoint of them, also of the callback that keeps the answers"
+        )
     policy = module.policy
     weights = {"model_name_or_path": policy.model_name_or_path, "adapter": policy.adapter, "ckpt_path": ckpt_path}
     return {
@@ -37,35 +54,50 @@ def settings_of(
         **{f"model.policy.{name}": getattr(policy, name) for name in ("load_in_4bit", "min_pixels", "max_pixels")},
         **{f"model.{name}": getattr(module, name) for name in names},
         "data.prompt": data.prompt,
+        "data.image_root": real_path(data.image_root),
         **{f"data.{name}": _listed(getattr(data, name)) for name in ("resize", "window", "frames_per_volume")},
     }
 
 
 def fingerprint(path: str) -> str:
     """16 hex digits that change with the weights in a folder or checkpoint, but not with where it is or when it was
-    copied: from the size and both ends of each file."""
+    copied: from the size of each file and `BLOCKS` parts of it. Both ends would not do: a safetensors file begins with
+    names, and that of a whole model ends with a vision tower that may not have trained."""
     folder = Path(path)
     files = (
         [folder] if folder.is_file() else [f for f in sorted(folder.iterdir()) if f.suffix in (".safetensors", ".bin")]
     )
     digest = hashlib.sha256()
     for file in files:
-        digest.update(f"{file.name if folder.is_dir() else ''} {file.stat().st_size}".encode())
+        size = file.stat().st_size
+        digest.update(f"{file.name if folder.is_dir() else ''} {size}".encode())
         with file.open("rb") as opened:
-            digest.update(opened.read(ENDS))
-            opened.seek(max(0, file.stat().st_size - ENDS))
-            digest.update(opened.read(ENDS))
+            for start in (*range(0, size, max(BLOCK, size // BLOCKS)), max(0, size - BLOCK)):
+                opened.seek(start)
+                digest.update(opened.read(BLOCK))
     return digest.hexdigest()[:16]
 
 
-def check_settings(
-    path: Path, before: dict[str, Any] | None, settings: dict[str, Any], has_rows: bool, option: str
-) -> None:
+def read_about(file: Path, option: str) -> Any:
+    """What a JSON file says of the answers beside it; None without it.
+
+    Raises:
+        DataError: it is no JSON.
+    """
+    try:
+        return json.loads(file.read_bytes()) if file.is_file() else None
+    except (ValueError, RecursionError) as error:
+        raise DataError(
+            f"{file}: expected JSON that says how the answers beside it were made ({error}): set a new {option}"
+        ) from error
+
+
+def check_settings(path: Path, before: Any, settings: dict[str, Any], has_rows: bool, option: str) -> None:
     """Refuse to go on with a file whose answers were made otherwise.
 
     Args:
         path: of the answers.
-        before: settings that they were made with; None when nothing says so.
+        before: settings that they were made with, from `read_about`.
         settings: of this run.
         has_rows: whether there are answers yet.
         option: that names another place.
@@ -76,7 +108,7 @@ def check_settings(
     """
     if not has_rows:
         return
-    if before is None:
+    if not isinstance(before, dict):
         raise DataError(f"{path} has rows, but nothing beside it says how they were made: set a new {option}")
     changed = [f"{n} was {before.get(n)}, is {settings[n]}" for n in settings if before.get(n) != settings[n]]
     if changed:
@@ -84,6 +116,22 @@ def check_settings(
             f"{path} was made with other settings: {'; '.join(changed)}. Go on with those settings, or set a new "
             f"{option}"
         )
+
+
+@contextmanager
+def writing(path: Path, option: str) -> Iterator[None]:
+    """Says what to change when a file cannot be written.
+
+    Raises:
+        SettingsError: with the system's reason, such as a full disk.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise SettingsError(
+            f"{option}: {path} cannot be written ({error.strerror}): make room or allow it, and the same command goes "
+            f"on; or set a new {option}"
+        ) from error
 
 
 def mend(file: Path) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -41,15 +41,28 @@ class TrainedOn:
     """Optimizer steps."""
 
     @staticmethod
-    def of(values: dict[str, Any]) -> TrainedOn:
-        """From JSON values."""
-        return TrainedOn(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+    def of(values: Any, file: Path) -> TrainedOn:
+        """From JSON values.
+
+        Raises:
+            DataError: they are not what was written into ``file``.
+        """
+        if isinstance(values, dict):
+            values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+            kinds = {field.name: type(field.default) for field in fields(TrainedOn)}
+            if all(type(value) is kinds.get(name) for name, value in values.items()):
+                return TrainedOn(**values)
+        raise DataError(f"{file}: expected what a policy was trained on, as `medgrpo fit` writes it; got {values!r}")
 
 
 def trained_on(folder: str | Path) -> TrainedOn | None:
-    """What the weights in a checkpoint's folder have learned from; None where nothing says so, as for a base model."""
+    """What the weights in a checkpoint's folder have learned from; None where nothing says so, as for a base model.
+
+    Raises:
+        DataError: a file that says so is malformed.
+    """
     file = Path(folder) / TRAINED_ON
-    return TrainedOn.of(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else None
+    return TrainedOn.of(_read_json(file), file) if file.is_file() else None
 
 
 @dataclass(frozen=True)
@@ -110,16 +123,21 @@ def _read(file: Path, name: str) -> Run:
     about = file.with_name(RUN)
     described: dict[str, Any] = {"settings": {}, "image_root": ".", "trained_on": None}
     if about.is_file():
-        try:
-            described |= json.loads(about.read_text(encoding="utf-8"))
-            trained_on = TrainedOn.of(described["trained_on"]) if described["trained_on"] else None
-        except (ValueError, TypeError) as error:
-            raise DataError(f"{about}: expected what `medgrpo test` writes there; {error}") from error
-    else:
-        trained_on = None
+        said = _read_json(about)
+        described |= said if isinstance(said, dict) else {"settings": None}
+    if not isinstance(described["settings"], dict) or not isinstance(described["image_root"], str):
+        raise DataError(f"{about}: expected `settings` and `image_root`, as `medgrpo test` writes there")
+    trained_on = TrainedOn.of(described["trained_on"], about) if described["trained_on"] is not None else None
     return Run(
         file.parent, name, described["settings"], described["image_root"], trained_on, tuple(read_predictions(file))
     )
+
+
+def _read_json(file: Path) -> Any:
+    try:
+        return json.loads(file.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{file}: expected JSON, as `medgrpo` writes there; {error}") from error
 
 
 def _names(files: list[Path]) -> list[str]:

@@ -20,7 +20,6 @@ _BLIND = {
     "chance": "chance",
     "majority": "the best constant letter",
     "option_prior": "the lookup of option texts",
-    "blank": "the same policy with a blank image",
 }
 _LATEX = str.maketrans(
     {
@@ -38,6 +37,7 @@ _LATEX = str.maketrans(
 @dataclass(frozen=True)
 class _Column:
     head: str
+    """One or two lines."""
     show: Callable[[Cell], str | None]
     """None where a cell has no such figure."""
 
@@ -59,7 +59,7 @@ _COLUMNS = (
     _Column("n", lambda cell: f"{cell.n:,}"),
     _share("accuracy", "accuracy"),
     _Column("95 %", lambda cell: _interval(cell.low, cell.high)),
-    _Column("by image", lambda cell: _interval(cell.boot_low, cell.boot_high) if cell.images < cell.n else None),
+    _Column("by\nimage", lambda cell: _interval(cell.boot_low, cell.boot_high) if cell.images < cell.n else None),
     _share("strict", "strict"),
     _share("unparsed", "unparsed"),
     _share("truncated", "truncated"),
@@ -67,7 +67,7 @@ _COLUMNS = (
     _share("majority", "majority"),
     _share("prior", "option_prior"),
     _share("blank", "blank"),
-    _share("wrong image", "wrong_image"),
+    _share("wrong\nimage", "wrong_image"),
 )
 
 
@@ -78,34 +78,47 @@ def text_table(summary: Summary) -> str:
     for kind, groups in summary.groups.items():
         rows += [(kind, None), *((f"{_GAP}{name}", cell) for name, cell in groups.items())]
     columns = _used(cell for _, cell in rows if cell)
-    lines = [["", *(column.head for column in columns)]]
+    heads = [column.head.split("\n") for column in columns]
+    lines = [["", *(head[0] if len(head) > 1 else "" for head in heads)]] if max(map(len, heads)) > 1 else []
+    lines += [["", *(head[-1] for head in heads)]]
     lines += [[label, *((column.show(cell) or "-") if cell else "" for column in columns)] for label, cell in rows]
-    below = [*_averages(summary), *_other_views(summary.overall), *_reasoning(summary), warning(summary)]
+    below = [*_of_options(summary), *_averages(summary), *_other_views(summary.overall), *_reasoning(summary)]
+    below.append(warning(summary))
     lines = [*_aligned(lines), *(part for line in below for part in wrap(line, WIDTH, subsequent_indent=_GAP))]
     return "\n".join(lines)
 
 
 def best_blind(summary: Summary) -> tuple[str, float] | None:
-    """The highest accuracy known to be possible without looking, and whose it is; None when none is known.
+    """The highest accuracy that needs no policy to reach, and whose it is; None when none is known.
 
     Chance, majority letter and option prior are figures of the questions with options: they count here only if all are.
     """
-    names = ["blank"] if {"open", "closed"} & set(summary.groups["options"]) else list(_BLIND)
-    known = [(getattr(summary.overall, name), _BLIND[name]) for name in names]
+    if {"open", "closed"} & set(summary.groups["options"]):
+        return None
+    known = [(getattr(summary.overall, name), whose) for name, whose in _BLIND.items()]
     found = max(((share, whose) for share, whose in known if share is not None), default=None)
     return (found[1], found[0]) if found else None
 
 
 def warning(summary: Summary) -> str:
-    """One sentence when the interval of the accuracy does not lie above the best figure without looking; else empty."""
+    """A sentence when an interval does not lie above what is possible without looking at the image; else empty.
+
+    It is that of the accuracy, against `best_blind`, or that of what the image adds for the same policy, against 0.
+    """
     cell, blind = summary.overall, best_blind(summary)
     low = min(cell.low, cell.boot_low) if cell.images < cell.n else cell.low
-    if blind is None or low > blind[1]:
-        return ""
-    return (
-        f"not distinguishable from answering blind: accuracy {percent(cell.accuracy)}, its interval begins at "
-        f"{percent(low)}; {blind[0]} has {percent(blind[1])}"
-    )
+    reasons = []
+    if blind and low <= blind[1]:
+        reasons.append(
+            f"accuracy is {percent(cell.accuracy)} %, with a 95 % interval from {percent(low)} %, and {blind[0]} has "
+            f"{percent(blind[1])} %"
+        )
+    if cell.blank_gain_low is not None and cell.blank_gain_low <= 0:
+        reasons.append(
+            f"the same policy has {percent(cell.blank)} % with a blank image, and what the image adds lies between "
+            f"{_points(cell.blank_gain_low)} and {_points(cell.blank_gain_high)} points (95 % interval)"
+        )
+    return f"not distinguishable from answering blind: {'; '.join(reasons)}" if reasons else ""
 
 
 def compare_text(comparison: Comparison, names: tuple[str, str]) -> str:
@@ -121,8 +134,8 @@ def compare_text(comparison: Comparison, names: tuple[str, str]) -> str:
         f"{first} -> {second}",
         f"  {comparison.n:,} questions of both runs{missing}",
         f"  accuracy {percent(comparison.first)} -> {percent(comparison.second)}: "
-        f"{100 * comparison.difference:+.1f} points, 95 % bootstrap over images "
-        f"[{100 * comparison.low:+.1f}, {100 * comparison.high:+.1f}]",
+        f"{_points(comparison.difference)} points, 95 % bootstrap over images "
+        f"[{_points(comparison.low)}, {_points(comparison.high)}]",
         f"  right in both {comparison.both_right:,}, in the first only {comparison.only_first:,}, in the second only "
         f"{comparison.only_second:,}, in neither {comparison.neither:,}; McNemar p = {_p(comparison.p_value)}",
     ]
@@ -197,6 +210,14 @@ def _used(cells: Iterable[Cell]) -> list[_Column]:
     return [column for column in _COLUMNS if any(column.show(cell) is not None for cell in cells)]
 
 
+def _of_options(summary: Summary) -> list[str]:
+    """What the figures that need options are of, where some questions have none."""
+    n = sum(cell.n for name, cell in summary.groups["options"].items() if name not in ("open", "closed"))
+    if n in (0, summary.overall.n):
+        return []
+    return [f"chance, majority and prior: of the {n:,} questions with options"]
+
+
 def _averages(summary: Summary) -> list[str]:
     """Macro average and worst group, of kinds with several groups."""
     several = [kind for kind in summary.macro if len(summary.groups[kind]) > 1]
@@ -260,13 +281,18 @@ def _aligned(rows: list[list[str]]) -> list[str]:
 
 
 def _cut(text: str, width: int) -> str:
-    """Printable, and with an ellipsis when it is too long."""
+    """Printable, and with an ellipsis in the middle when it is too long: names often differ at their end."""
     text = _printable(text)
-    return text if len(text) <= width else text[: width - 1] + "…"
+    tail = (width - 1) // 2
+    return text if len(text) <= width else f"{text[: width - 1 - tail]}…{text[len(text) - tail :]}"
 
 
 def _printable(text: str) -> str:
     return "".join(character if character.isprintable() else " " for character in text)
+
+
+def _points(difference: float) -> str:
+    return f"{round(100 * difference, 1) + 0:+.1f}"
 
 
 def _p(value: float) -> str:

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from medgrpo.answers import Answer, extract, f1, is_correct, verdict
+from medgrpo.answers import Answer, extract, f1, is_correct, plain_options, verdict
 from medgrpo.types import LETTERS, Record
 from tests.patience import no_hang
 
@@ -66,6 +66,55 @@ def test_names_option_c(text):
 )
 def test_abstains(text, reason):
     assert block(text) == Answer("", text.strip(), None, "unparsed", reason)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["**C**", "*C*", "__C__", "`C`", '"C"', "“C”", "$C$", "**C.**", "**(C)**", "**CT**", '"CT."', "**C)** CT",
+     "**C) CT**", "Option C", "option c.", "Choice C", "Option C: CT", "**Option C**", "C - CT", "C – ct.", "C, CT",
+     "C (CT)", "C (CT).", "(C). CT", "CT (C)", "ct (c)."],
+)  # fmt: skip
+def test_marks_and_the_word_option_are_no_part_of_the_choice(text):
+    assert block(text) == Answer("", text, "C", "parsed")
+    assert block(text, ("MRI", "X-ray", "SPECT", "Ultrasound")).choice == (None if "ct" in text.lower() else "C")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["**A** or **C**", "**A** **C**", '"A" "C"', "*A* and *C*", "Option A or C", "Options C", "Option A, option C",
+     "C - MRI", "C, MRI", "C, D", "C (MRI)", "CT (A)", "CT, MRI", "not C", "**not C**", "not option C", "Option E",
+     "C*", "CT*", "*CT", '"C', "$", "**", "****", '""', "option", "Option", "C?", "maybe C", "C - ", "C - CT scan",
+     "C, because of the ring", "The answer is C", "**C** is wrong"],
+)  # fmt: skip
+def test_marks_do_not_make_a_choice_of_what_is_none(text):
+    assert (block(text).choice, block(text).status) == (None, "unparsed")
+
+
+def test_the_text_as_it_stands_comes_before_the_text_without_marks():
+    assert block("T2*", ("T2", "T2*")).choice == "B"
+    assert block('"T2"', ("T2", '"T2"')).choice == "B"
+    assert block("Option A", ("Option B", "Option A")).reason == ""
+    assert block("Option A", ("Option B", "Option A")).choice == "B"
+    assert block("E. coli", ("E. coli", "coli", "x", "y", "none")).choice == "A"
+
+
+@pytest.mark.parametrize(
+    "labelled", [("A) cyst", "B) mass"), ("A. cyst", "B. mass"), ("(a) cyst", "(b)mass"), ("A: cyst", "B:mass")]
+)
+def test_options_that_carry_their_letters(labelled):
+    assert plain_options(labelled) == ("cyst", "mass")
+    for said in ("B", "mass", "B) mass", "B. mass", "(B) mass", "b: MASS", labelled[1]):
+        assert block(said, labelled).choice == "B"
+    assert block("B) cyst", labelled).choice is None
+    assert lenient("The answer is a mass.", labelled).choice == "B"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [("A) cyst", "mass"), ("B) cyst", "A) mass"), ("A) cyst", "B)"), ("Cyst", "Mass"), ("E. coli", "B. fragilis"), ()],
+)
+def test_options_without_their_own_letters_stay(options):
+    assert plain_options(options) == options
 
 
 @pytest.mark.parametrize(

@@ -91,3 +91,11 @@ def test_fit_and_test_under_ddp(tmp_path):
     for name in names - {"run.json"}:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name
     assert json.loads((tmp_path / "one" / "metrics.json").read_text())["overall"]["n"] == 9
+
+    finished = (tmp_path / "two/predictions.jsonl").read_bytes()
+    for kept in (-1, 1):  # one answer is left, for one of the ranks; then all but one
+        lines = finished.splitlines(keepends=True)
+        (tmp_path / "two/predictions.jsonl").write_bytes(b"".join(lines[:kept]) + lines[kept].rstrip())
+        done = subprocess.run([*test, str(tmp_path / "two")], env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert (tmp_path / "two/predictions.jsonl").read_bytes() == finished

@@ -177,29 +177,33 @@ def test_lines_of_steps_all_look_different() -> None:
     assert legend(figure)[:2] == ["ct, think", "ct, nothink"]
 
 
-def test_curves_have_a_panel_for_each_tag_and_keep_a_run_in_its_colour() -> None:
+def test_a_run_has_one_colour_in_the_curves_of_all_tags() -> None:
+    """The second figure lacks the first run."""
     curves = [
         Curve("a", "reward", (1, 2), (0.5, 0.75)),
         Curve("b", "reward", (1, 2), (0.25, 0.5)),
         Curve("b", "completions/mean_length", (1, 2), (30.0, 20.0)),
     ]
-    figure = draw_curves(curves)
-    first, second = figure.axes
-    assert [list(line.get_ydata()) for line in first.lines] == [[0.5, 0.75], [0.25, 0.5]]
-    assert [list(line.get_ydata()) for line in second.lines] == [[30.0, 20.0]]
-    assert first.lines[1].get_color() == second.lines[0].get_color() != first.lines[0].get_color()
-    assert (first.get_ylabel(), second.get_ylabel()) == ("mean reward", "tokens")
-    assert legend(figure) == ["a", "b"]
+    first, second = (draw_curves(curves, tag) for tag in ("reward", "completions/mean_length"))
+    lines, (line,) = first.axes[0].lines, second.axes[0].lines
+    assert [list(each.get_ydata()) for each in lines] == [[0.5, 0.75], [0.25, 0.5]]
+    assert list(line.get_ydata()) == [30.0, 20.0]
+    assert lines[1].get_color() == line.get_color() != lines[0].get_color()
+    assert [figure.axes[0].get_ylabel() for figure in (first, second)] == ["mean reward", "mean length (tokens)"]
+    assert all(figure.axes[0].get_xlabel().startswith("optimizer step") for figure in (first, second))
+    assert (legend(first), legend(second)) == (["a", "b"], ["b"])
 
 
 def test_twenty_curves_look_different() -> None:
-    lines = draw_curves([Curve(f"run{i}", "reward", (1, 2), (0.0, i)) for i in range(20)]).axes[0].lines
+    lines = draw_curves([Curve(f"run{i}", "reward", (1, 2), (0.0, i)) for i in range(20)], "reward").axes[0].lines
     assert len({(line.get_color(), line.get_linestyle()) for line in lines}) == 20
 
 
 def test_a_long_legend_takes_nothing_from_the_panel() -> None:
     def height(runs: int) -> float:  # of the panel, in inches
-        figure = draw_curves([Curve(f"run{i:03d} of a long name", "reward", (1, 2), (0.0, i)) for i in range(runs)])
+        figure = draw_curves(
+            [Curve(f"run{i:03d} of a long name", "reward", (1, 2), (0.0, i)) for i in range(runs)], "reward"
+        )
         figure.draw_without_rendering()
         return figure.axes[0].get_position().height * figure.get_figheight()
 
@@ -207,6 +211,8 @@ def test_a_long_legend_takes_nothing_from_the_panel() -> None:
 
 
 NAMES = ("A task with a very long name", "$x_1$ and $", "_hidden", "100 %", "a\\b")
+HOSTILE = ("w" * 5000, "a\0b\nc", "word " * 500, "\u202eabc", "")
+TAG = "own/$tag_1$ $\\bad$"
 WIDE = replace(
     ACCURACY,
     kind="task",
@@ -228,12 +234,15 @@ PICTURES: dict[str, Callable[[Path], None]] = {
     "eight": lambda path: heatmap(EIGHT, path),
     "one row": lambda path: heatmap(replace(GAIN, rows=("ct",), values=GAIN.values[:1], counts=((1, 1, 1),)), path),
     "odd names": lambda path: heatmap(WIDE, path),
+    "hostile names": lambda path: heatmap(replace(WIDE, columns=HOSTILE, rows=HOSTILE), path),
     "bars": lambda path: bars([point(name, mode) for name in NAMES for mode in ("think", "nothink", "")], path),
     "one bar": lambda path: bars([point("ct")], path),
     "one step": lambda path: step_lines([Series("ct", "", (point("ct", "", 7),))], path),
     "base only": lambda path: step_lines([Series("base", "", (point("base", ""),))], path),
-    "curves": lambda path: curve_lines([Curve(name, "reward", (1, 2), (0.0, float("nan"))) for name in NAMES], path),
-    "one value": lambda path: curve_lines([Curve("run", "own/$tag_1$ $\\bad$", (5,), (1.0,))], path),
+    "curves": lambda path: curve_lines(
+        [Curve(name, "reward", (1, 2), (0.0, float("nan"))) for name in NAMES], "reward", path
+    ),
+    "one value": lambda path: curve_lines([Curve("run", TAG, (5,), (1.0,))], TAG, path),
 }
 
 

@@ -226,6 +226,24 @@ def test_huatuo_reports_the_reading_that_is_better_on_the_whole_list():
     assert [g.extracted for g in grade("huatuo", [record(name=n) for n in "12"], texts)] == ["A", "B"]
 
 
+def test_huatuo_takes_the_better_reading_of_each_data_set():
+    first, last = "(A) or (B)", "(B) or (A)"
+    questions = [replace(record(name=str(i)), dataset=name) for i, name in enumerate(("x", "y", "x", "y", "y"))]
+    found = grade("huatuo", questions, [first, last, first, last, first])
+    assert [g.extracted for g in found] == ["B", "B", "B", "B", "A"]  # one list would take all the first: A B A B A
+
+
+@pytest.mark.parametrize("name", GRADERS)
+def test_options_with_and_without_their_letters_are_graded_alike(name):
+    labelled = record([f"{letter}) {text}" for letter, text in zip("ABCD", TISSUES, strict=True)])
+    for completion, _ in MATRIX:
+        assert read(name, completion, labelled) == read(name, completion), completion
+
+
+def test_medvlthinker_ignores_white_space_around_a_text():
+    assert read("medvlthinker", "<answer>B. MRI</answer>", record(("CT ", "MRI "))).correct
+
+
 @pytest.mark.parametrize("name", ["medevalkit", "medvlthinker"])
 def test_of_equal_option_texts_the_right_one_counts(name):
     doubled = record(("CT", "MRI", "CT"), "C")

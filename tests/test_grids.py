@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from medgrpo.evaluation import Cell, Summary
-from medgrpo.report.grids import LABEL_LENGTH, label, matrices, modes, steps
+from medgrpo.predictions import Prediction
+from medgrpo.report.grids import LABEL_LENGTH, caveats, differences, is_base, label, matrices, modes, steps
 from medgrpo.runs import Run, TrainedOn
-from medgrpo.types import MODALITIES
+from medgrpo.types import MODALITIES, Record
 
 
 def cell(accuracy: float, n: int = 10) -> Cell:
@@ -59,7 +60,7 @@ def test_accuracy_and_gain_by_modality() -> None:
     assert gain.values[1][2] is None
     assert gain.counts == ((10, 10, 10), (10, 10, 0))
     assert gain.title == "Gain over the base, trained on one modality, tested on each"
-    assert accuracy.notes == gain.notes == ("The base is base.",)
+    assert accuracy.notes == gain.notes == ()
 
 
 def test_means_of_rows() -> None:
@@ -137,21 +138,92 @@ def test_each_prompt_mode_has_its_matrix_and_its_base() -> None:
 def test_a_base_with_another_prompt_is_said() -> None:
     base = run("b", None, "nothink")
     accuracy, _ = matrices([CT, base], {"ct": THREE["ct"], "b": THREE["base"]})
-    assert "The base was asked with the prompt 'nothink', unlike the runs in the rows." in accuracy.notes
+    assert accuracy.notes == (
+        "The base is b.",
+        "The base was tested with another data.prompt than ct: a gain there is not one of training alone.",
+    )
 
 
 def test_of_several_bases_the_last_by_name_counts() -> None:
     runs = [run("base-b"), run("base-a"), CT]
     accuracy, _ = matrices(runs, {"ct": THREE["ct"], "base-a": THREE["mri"], "base-b": THREE["base"]})
     assert accuracy.runs == ("base-b", "ct")
-    assert accuracy.notes == ("The base is base-b, the last of 2 by name.",)
+    assert accuracy.notes == ("The base is base-b: of 2 the one asked most like the rows, then the last by name.",)
 
 
-def test_different_numbers_of_questions_are_said() -> None:
-    summaries = {"ct": summary(modality={"ct": (0.5, 10), "mri": 0.5}), "base": summary(modality={"ct": (0.5, 12)})}
-    accuracy, _ = matrices([CT, BASE], summaries)
-    assert accuracy.counts == ((12, 0), (10, 10))
-    assert accuracy.notes[-1] == "Not every row was tested on the same number of questions in each column."
+def asked(run: Run, *ids: str, **fields) -> Run:
+    """The run with a prediction for each id, of ct."""
+    records = [Record(id_, "?", "?", ("x", "y"), "A", modality="ct", **fields) for id_ in ids]
+    return replace(run, predictions=tuple(Prediction(record, ("A",), (False,)) for record in records))
+
+
+@pytest.mark.parametrize("other", [("q1", "q3"), ("q1",), ("q1", "q2", "q3")])
+def test_a_gain_is_of_the_same_questions_only(other: tuple[str, ...]) -> None:
+    accuracy, gain = matrices([asked(CT, "q1", "q2"), asked(BASE, "q2", "q1")], THREE)
+    assert gain.values == (pytest.approx((0.6, -0.1, -0.1)),)
+    assert accuracy.notes == ()
+    mri = asked(MRI, *other)
+    accuracy, gain = matrices([asked(CT, "q1", "q2"), mri, asked(BASE, "q1", "q2")], THREE)
+    assert gain.values == (pytest.approx((0.6, -0.1, -0.1)), (None, pytest.approx(0.3), None))
+    assert accuracy.notes == ("Not every row was asked the same questions in each column.",)
+
+
+def test_a_base_of_other_questions_gives_no_gain_at_all() -> None:
+    summaries = {"ct": summary(modality={"ct": 0.5}), "base": summary(modality={"ct": 0.5, "mri": 0.5})}
+    found = matrices([asked(CT, "q1"), asked(BASE, "q9")], summaries)
+    assert [matrix.measure for matrix in found] == ["accuracy"]
+
+
+def test_the_base_is_the_one_that_was_asked_like_the_rows() -> None:
+    """Three texts of one's own, all without a mode: the prompt itself decides, not the name of the run."""
+    ct = run("ct", on("ct"), "{Question} Name it.")
+    bases = [run("base1", None, "{Question} Name it."), run("base2", None, "{Question} Look."), run("base3", None, "x")]
+    accuracy, gain = matrices([ct, *bases], {"ct": THREE["ct"], **{f"base{i}": THREE["base"] for i in (1, 2, 3)}})
+    assert accuracy.runs == ("base1", "ct")
+    assert len(accuracy.notes) == len(gain.notes) == 1
+
+
+def test_a_run_of_which_nothing_is_known_is_no_base() -> None:
+    unknown = replace(run("somewhere"), settings={})
+    assert not is_base(unknown)
+    assert label(unknown) == "unknown data"
+    (accuracy,) = matrices([CT, MRI, unknown], {**THREE, "somewhere": THREE["base"]})
+    assert accuracy.rows == ("ct", "mri")
+    assert steps([unknown], {"somewhere": THREE["base"]}) == []
+
+
+def test_differences_are_of_how_was_asked_not_of_whom() -> None:
+    def of(**settings) -> Run:
+        return replace(run("r"), settings=settings)
+
+    assert differences(of(**{"data.test": ["a"], "ckpt_path": "x"}), of(**{"data.test": ["b"], "ckpt_path": "y"})) == ()
+    first = of(**{"data.prompt": "think", "data.resize": 1, "trainer.precision": "32-true"})
+    assert differences(first, of(**{"data.prompt": "nothink", "data.resize": 2})) == ("data.prompt", "data.resize")
+    weights = [of(weights={"model_name_or_path": w}) for w in "ab"]
+    adapter = replace(weights[1], settings={**weights[1].settings, "model.policy.adapter": "folder"})
+    assert differences(*weights) == ()  # one may be the other, trained in full
+    assert differences(weights[0], adapter) == ("weights",)
+    assert differences(weights[1], adapter) == ()
+
+
+def test_what_does_not_vary_is_no_matrix() -> None:
+    """Runs on one modality each, all on one task: a matrix by task would have one row of many runs."""
+    runs = [run(m, on(m, tasks=("a",))) for m in ("ct", "mri")]
+    groups = summary(modality={"ct": 0.5, "mri": 0.5}, task={"a": 0.5, "b": 0.5})
+    assert [m.kind for m in matrices(runs, {"ct": groups, "mri": groups})] == ["modality"]
+    assert [m.kind for m in matrices(runs[:1], {"ct": groups})] == ["modality", "task"]
+
+
+def test_caveats_name_what_a_figure_hides() -> None:
+    runs = [asked(run(name, on("ct", step=step)), "q1") for name, step in (("a", 10), ("b", 10), ("c", 20))]
+    found = steps(runs, dict.fromkeys("abc", summary()))
+    points = [point for each in found for point in each.points]
+    assert [point.run for point in points] == ["b", "c"]
+    shown = "Of runs with the same training data, prompt mode and step the last by name is shown, not a."
+    assert caveats(runs, points) == (shown,)
+    assert caveats(runs[1:], points) == ()
+    runs[1] = asked(runs[1], "q2")
+    assert caveats(runs[1:], points) == ("Not all were asked the same questions.",)
 
 
 @pytest.mark.parametrize(

@@ -46,11 +46,12 @@ MAY_IMPORT: dict[str, set[str]] = {
         *(f"medgrpo.{name}" for name in ("types", "answers", "open_answers", "blind", "predictions")),
         *(f"medgrpo.{name}" for name in ("statistics", "reasoning")),
     },
+    "medgrpo.group_accuracy": {f"medgrpo.{name}" for name in ("types", "predictions", "evaluation")},
     "medgrpo.comparison": {f"medgrpo.{name}" for name in ("types", "predictions", "evaluation", "statistics")},
     "medgrpo.tables": {f"medgrpo.{name}" for name in ("evaluation", "comparison")},
     "medgrpo.policy_module": {
         *(f"medgrpo.{name}" for name in ("types", "answers", "policy", "prefix", "rollout")),
-        *(f"medgrpo.{name}" for name in ("predictions", "evaluation")),
+        *(f"medgrpo.{name}" for name in ("predictions", "group_accuracy")),
     },
     "medgrpo.resume": {"medgrpo.types", "medgrpo.policy_module", "data_modules.base"},
     "medgrpo.prediction_writer": {
@@ -188,6 +189,7 @@ PURE: dict[str, set[str]] = {
     "medgrpo.comparison": set(),
     "medgrpo.tables": set(),
     "medgrpo.statistics": {"numpy"},
+    "medgrpo.evaluation": set(),
     "medgrpo.report.grids": set(),
     "medgrpo.report.content": set(),
     "medgrpo.blind": set(),

@@ -3,22 +3,30 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from lightning import Trainer
 from test_cli import scalars, write_config, write_data
 from test_difficulty import letters
+from tiny import tiny_folder
 
+from data_modules.base import MedicalVQADataModule
 from medgrpo.module import GRPOModule
+from medgrpo.policy import Policy
 from medgrpo.policy_module import PolicyModule
 from medgrpo.prediction_writer import PredictionWriter
 from medgrpo.predictions import read_predictions
 from medgrpo.results import read_results
-from medgrpo.runs import find_runs
+from medgrpo.resume import BLOCK, BLOCKS, fingerprint
+from medgrpo.rewards import AccuracyReward
+from medgrpo.runs import TrainedOn, find_runs, trained_on
 from medgrpo.trainer_cli import main
+from medgrpo.types import SettingsError
 
 NUM_RECORDS = 9
 BATCH = 2
@@ -282,3 +290,174 @@ def test_fit_keeps_no_predictions(folder):
     writer.setup(None, None, "fit")
     writer.teardown(None, None, "fit")
     assert not (folder / "nothing").exists()
+
+
+@pytest.mark.parametrize("said", ["", "{", "[]", "null", "{}", '{"settings": 3}'])
+def test_a_damaged_description_of_the_run_is_named(whole, folder, args, said):
+    out = folder / f"damaged{len(said)}{said[-1:] == ']'}"
+    out.mkdir()
+    (out / "predictions.jsonl").write_bytes((whole / "predictions.jsonl").read_bytes())
+    (out / "run.json").write_text(said)
+    with pytest.raises(SystemExit, match=r"how .* made.* set a new predictions\.dirpath"):
+        main(["test", *args, "--predictions.dirpath", str(out)])
+    (out / "predictions.jsonl").write_text('{"id": "torn')
+    if said == "{":
+        (out / "run.json").unlink()
+        (out / "predictions.jsonl").write_text("")
+        main(["test", *args, "--predictions.dirpath", str(out)])  # nothing was answered: nothing to protect
+        assert (out / "predictions.jsonl").read_bytes() == (whole / "predictions.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize("name", ["questions.json", "questions.json/below"])
+def test_a_folder_that_cannot_be_is_named(folder, args, name):
+    with pytest.raises(SystemExit, match=r"predictions\.dirpath: .*questions\.json.* cannot be written"):
+        main(["test", *args, "--predictions.dirpath", str(folder / name)])
+
+
+def test_a_full_disk_loses_nothing(whole, folder, args, monkeypatch):
+    out, opened, batches = folder / "full", Path.open, []
+
+    def full(self, mode="r", *more, **options):
+        file = opened(self, mode, *more, **options)
+        if mode == "ab":
+            batches.append(self)
+            if len(batches) == 3:
+                file.write(b'{"id": "torn')
+                file.close()
+                raise OSError(28, "No space left on device")
+        return file
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", full)
+        with pytest.raises(SystemExit, match="No space left on device.* the same command goes on"):
+            main(["test", *args, "--predictions.dirpath", str(out)])
+    assert len(read_predictions(out / "predictions.jsonl")) == 2 * BATCH
+    main(["test", *args, "--predictions.dirpath", str(out)])
+    assert (out / "predictions.jsonl").read_bytes() == (whole / "predictions.jsonl").read_bytes()
+
+
+def test_other_images_are_refused(whole, folder, args):
+    shutil.copytree(folder / "images", folder / "elsewhere/images")
+    with pytest.raises(SystemExit, match=r"data\.image_root was"):
+        main(["test", *args, "--predictions.dirpath", str(whole), "--data.init_args.image_root", f"{folder}/elsewhere"])
+
+
+@pytest.mark.parametrize("name", ["last", "best"])
+def test_a_checkpoint_without_a_path_is_refused(folder, args, name):
+    """Lightning would go on with the weights of the base model when there is none."""
+    if name == "best":  # Lightning itself refuses it
+        with pytest.raises(ValueError, match="best"):
+            main(["test", *args, "--ckpt_path", name])
+        return
+    with pytest.raises(SystemExit, match="ckpt_path: expected the path of a checkpoint, got 'last'"):
+        main(["test", *args, "--ckpt_path", name])
+
+
+def test_training_records_of_which_the_filters_leave_none_do_not_stop_a_test(folder, args):
+    rows = json.loads((folder / "questions.json").read_text())
+    (folder / "ct.json").write_text(json.dumps([row for row in rows if row["subset"].startswith("CT")]))
+    out = folder / "xray"
+    options = ["--data.init_args.train", str(folder / "ct.json"), "--data.init_args.modalities", "[xray]"]
+    main(["test", *args, *options, "--predictions.dirpath", str(out)])
+    found = [p for p in read_predictions(out / "predictions.jsonl") if p.view == "image"]
+    assert len(found) == 4
+    assert {(p.seen, p.option_prior) for p in found} == {(None, None)}
+
+
+def test_weights_change_their_fingerprint_wherever_they_change(tmp_path):
+    file = tmp_path / "model.safetensors"
+    content = bytearray(2**20)
+    file.write_bytes(content)
+    before = fingerprint(str(tmp_path))
+    for place in (0, len(content) // 2, len(content) - 1):
+        file.write_bytes(content[:place] + b"x" + content[place + 1 :])
+        assert fingerprint(str(tmp_path)) != before, place
+    file.write_bytes(content)
+    assert fingerprint(str(tmp_path)) == before
+    with file.open("wb") as opened:
+        opened.truncate(3 * BLOCK * BLOCKS)
+    large = fingerprint(str(tmp_path))
+    with file.open("rb+") as opened:
+        opened.seek(BLOCK * BLOCKS)
+        opened.write(b"x" * 3 * BLOCK)
+    assert fingerprint(str(tmp_path)) != large
+
+
+@pytest.mark.parametrize("option", ["--model.policy.adapter", "--ckpt_path"])
+def test_what_weights_had_learned_from_before_is_not_forgotten(folder, args, option):
+    fit = ["fit", *args, "--data.init_args.limit_train_records", "4", "--checkpoint.every_n_train_steps", "1"]
+    first, second = folder / f"ct{option}", folder / f"xray{option}"
+    main([*fit, "--trainer.max_steps", "1", "--data.init_args.modalities", "[ct]", "--checkpoint.dirpath", str(first)])
+    start = str(first / "step1") + (".ckpt" if option == "--ckpt_path" else "")
+    more = ["--data.init_args.modalities", "[xray]", "--checkpoint.dirpath", str(second), option, start]
+    main([*fit, "--trainer.max_steps", "2", *more])
+    known = trained_on(second / "step2")
+    assert (known.modalities, known.step) == (("ct", "xray"), 2)
+
+
+def test_an_adapter_of_which_nothing_is_known_is_no_base_model(folder, args):
+    main(["fit", *args, "--trainer.max_steps", "1", "--checkpoint.dirpath", str(folder / "anonymous")])
+    checkpoint = folder / "anonymous/last"
+    (checkpoint / "trained_on.json").unlink()
+    out = folder / "unknown"
+    for option in (["--model.policy.adapter", str(checkpoint)], ["--ckpt_path", str(checkpoint) + ".ckpt"]):
+        main(["test", *args, *option, "--predictions.dirpath", str(out / option[0].strip("-"))])
+    assert [run.trained_on for run in find_runs([out])] == [TrainedOn(), TrainedOn()]
+
+
+@pytest.fixture
+def by_hand(folder, tmp_path):
+    """What a script has in place of the command line: a module, data, and a Trainer for some callbacks."""
+    policy = Policy(tiny_folder(), max_pixels=6000)
+    module = GRPOModule(
+        policy, rewards=[AccuracyReward()], optimizer=torch.optim.SGD, num_generations=2, max_completion_length=4
+    )
+    questions = str(folder / "questions.json")
+    data = MedicalVQADataModule(
+        train=questions, test=questions, image_root=str(folder), prompts_per_batch=2, eval_batch_size=BATCH
+    )
+    options = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    options |= {"default_root_dir": tmp_path, "max_steps": 1, "num_sanity_val_steps": 0}
+
+    def trainer(*callbacks, **more):
+        return Trainer(callbacks=list(callbacks), enable_checkpointing=False, **options | more)
+
+    return module, data, trainer
+
+
+def test_without_the_command_line(by_hand, folder):
+    module, data, trainer = by_hand
+    out = folder / "script"
+    trainer(PredictionWriter(str(out))).test(module, datamodule=data, verbose=False)
+    assert len(keys(out)) == NUM_RECORDS
+    asked = []
+    module.answer, answer = (lambda prompts: asked.extend(prompts.records) or answer(prompts)), module.answer
+    trainer(PredictionWriter(str(out))).test(module, datamodule=data, verbose=False)
+    assert asked == []
+    with pytest.warns(UserWarning, match="neither kept nor counted: add .*PredictionWriter"):
+        trainer().test(module, datamodule=data, verbose=False)
+    assert len(asked) == NUM_RECORDS  # what another test had done is not left out
+    with pytest.raises(SettingsError, match="in place of dataloaders"):
+        trainer(PredictionWriter()).test(module, dataloaders=data.test_dataloader(), verbose=False)
+
+
+def test_weights_that_nothing_names_are_refused(by_hand, folder, tmp_path):
+    module, data, trainer = by_hand
+    out = folder / "unnamed"
+    first = trainer()
+    first.fit(module, datamodule=data)
+    file = tmp_path / "one.ckpt"
+    first.save_checkpoint(file)
+    with pytest.raises(SettingsError, match="trained in this process"):
+        trainer(PredictionWriter(str(out))).test(module, datamodule=data, verbose=False)
+    writer = PredictionWriter(str(out))
+    writer.ckpt_path = str(file)
+    trainer(writer).test(module, datamodule=data, ckpt_path=file, verbose=False)
+    assert len(keys(out)) == NUM_RECORDS
+    (tmp_path / "two.ckpt").write_bytes(file.read_bytes())
+    for finished in (True, False):
+        if not finished:
+            writer.dirpath = str(folder / "unnamed2")
+        with pytest.raises(SettingsError, match="two.ckpt, and the answers would be kept as those of .*one.ckpt"):
+            trainer(writer).test(module, datamodule=data, ckpt_path=tmp_path / "two.ckpt", verbose=False)
+    assert keys(folder / "unnamed2") == []

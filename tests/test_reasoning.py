@@ -43,6 +43,9 @@ ORGANS = ("Skin", "Breast tissue", "Lung", "Liver")
         ("The answer is not A. It looks like liver.", "D"),
         ("So skin or lung. The edge looks like liver.", "D"),
         ("So option A fits. That is all.", "A"),
+        ("Therefore A is more likely than B.", "A"),
+        ("The answer is A if there is a rim. There is a rim. So the answer is A.", "A"),
+        ("The answer is A. But wait. Let me see again. Yes, it is skin.", "A"),
         # the last sentence
         ("A ring. It looks like breast tissue", "B"),
         ("It looks like the lung! This is option (B)", "B"),
@@ -70,6 +73,32 @@ ORGANS = ("Skin", "Breast tissue", "Lung", "Liver")
         ("Skin. Nothing else can be said about the picture", None),
         ("The lungs", None),
         ("A non-liver organ", None),
+        # said of an option, but not that it is the answer
+        ("So A is ruled out", None),
+        ("So skin doesn't fit.", None),
+        ("So option A contradicts the findings.", None),
+        ("Thus, skin typically has a bright edge. This one is dark.", None),
+        ("So skin was my first guess. But the edge is dark.", None),
+        ("Therefore B is less likely than A.", None),
+        ("The answer is skin until proven otherwise.", None),
+        ("The diagnosis is skin vs lung.", None),
+        ("The answer is A is what a novice would say.", None),
+        ("The least likely option is B.", None),
+        ("The worst choice is B.", None),
+        ("My conclusion is that skin must be ruled out first.", None),
+        ("Everything speaks against the liver.", None),
+        ("It looks different from the liver.", None),
+        ("The edge is darker than that of the liver.", None),
+        ("It would be the liver", None),
+        ("Could this be the liver", None),
+        ("Is this the liver?", None),
+        # taken back
+        ("So A... no wait, D.", None),
+        ("So A, no, D.", None),
+        ("The answer is A. Hmm, no. D.", None),
+        ("The answer is A. Correction: D.", None),
+        ("The answer is A. However, that does not fit. It is D.", None),
+        ("The answer is A. But the edge is dark.", None),
         ("", None),
     ],
 )
@@ -82,10 +111,12 @@ def test_conclusion(reasoning: str, expected: str | None) -> None:
     [
         ("It is a CT angiography", SCANS, "C"),  # the longest text
         ("It is a CT", SCANS, "B"),
-        ("So a CT-like picture of CT angiography", SCANS, "B"),
+        ("So a CT-like picture of CT angiography", SCANS, None),
         ("The answer is A CT", SCANS, "B"),  # an article, not the letter
         ("Fracture is seen", ("No", "Fracture is seen."), "B"),
-        ("No fracture", ("Yes", "No"), "B"),  # the option itself is a negation
+        ("No fracture", ("Yes", "No"), None),  # the bone may be normal: yes
+        ("There is a gap. So no.", ("Yes", "No"), "B"),
+        ("The answer is no mass.", ("Yes", "No"), None),
         ("It is not: no", ("Yes", "No"), None),
         ("It measures 2.5 cm", ("2", "5"), None),
         ("It measures 5 cm", ("2", "5"), "B"),

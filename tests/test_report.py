@@ -16,7 +16,7 @@ from browser import chromium, needs_chromium
 from PIL import Image
 
 from medgrpo.evaluation import summarize
-from medgrpo.predictions import Prediction, write_predictions
+from medgrpo.predictions import Prediction, to_row, write_predictions
 from medgrpo.report.build import write_report
 from medgrpo.report.content import findings
 from medgrpo.report.examples import MAX_TEXT, choose, questions, shown, thumbnail, to_json
@@ -123,6 +123,95 @@ def test_folder_keeps_what_is_not_the_report_s(tmp_path):
     assert not list(out.glob("*.partial"))
 
 
+def trained(root: Path, name: str, step: int, *letters: str, prompt: str = "think") -> str:
+    """A run that was trained on ct."""
+    folder = save(root / name, [prediction(i, letter) for i, letter in enumerate(letters)], root)
+    about = {"modalities": ["ct"], "tasks": ["Lesion Grading"], "step": step}
+    settings = {"data.prompt": prompt}
+    Path(folder, "run.json").write_text(json.dumps({"settings": settings, "image_root": ".", "trained_on": about}))
+    return folder
+
+
+def test_files_of_an_earlier_report_go_and_no_others(tmp_path):
+    out = tmp_path / "out"
+    write_report([trained(tmp_path, f"step{i}", i, "A", "B") for i in (10, 20)], str(out))
+    first = json.loads((out / "metrics.json").read_text())["files"]
+    assert {"accuracy_by_step.png", "heatmap_accuracy_modality_think.tex", "table.csv"} <= set(first)
+    assert {path.name for path in out.iterdir()} == {*first, "index.html", "metrics.json"}
+    (out / "modes.png").write_text("mine: no report wrote it")
+    others = ["notes.txt", "../notes.txt", "../step10/run.json", "index.html", 7, None]
+    for folder in (out, tmp_path):
+        (folder / "notes.txt").write_text("mine")
+    (out / "metrics.json").write_text(json.dumps({"files": first + others}))
+    write_report(two_runs(tmp_path), str(out))
+    assert {path.name for path in out.iterdir()} == {
+        *("table.csv", "table.tex", "index.html", "metrics.json"),
+        *("modes.png", "notes.txt"),
+    }
+    assert (tmp_path / "notes.txt").is_file()
+    assert (tmp_path / "step10" / "run.json").is_file()
+
+
+@pytest.mark.parametrize("old", ["no JSON", "[]", "{}", '{"files": 3}', '{"files": {"table.csv": 1}}', "\xff"])
+def test_metrics_of_somebody_else_are_no_list(tmp_path, old):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "metrics.json").write_text(old, encoding="latin-1")
+    (out / "modes.png").write_text("mine")
+    write_report(two_runs(tmp_path), str(out))
+    assert (out / "modes.png").is_file()
+
+
+def test_accuracy_by_step_is_drawn_of_two_steps_of_one_training(tmp_path):
+    two_runs(tmp_path)
+    paths = [str(tmp_path / "before"), trained(tmp_path, "ct", 60, "A", "B"), trained(tmp_path, "ct2", 70, "A", "B")]
+    write_report(paths[:2], str(tmp_path / "out"))
+    assert not (tmp_path / "out" / "accuracy_by_step.png").exists()
+    write_report(paths, str(tmp_path / "out"))
+    assert (tmp_path / "out" / "accuracy_by_step.png").exists()
+
+
+def test_a_folder_of_a_run_is_no_place_for_a_report(tmp_path):
+    path = two_runs(tmp_path)[0]
+    with pytest.raises(DataError, match="expected a folder of its own"):
+        write_report([path], path)
+    assert sorted(file.name for file in Path(path).iterdir()) == ["predictions.jsonl", "run.json"]
+
+
+def test_a_run_named_twice_is_one_and_two_of_one_name_are_refused(tmp_path, monkeypatch):
+    paths = two_runs(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    write_report([*paths, "before", "after/../before", str(tmp_path / "before" / "predictions.jsonl")], "out")
+    assert list(json.loads(Path("out/metrics.json").read_text())["runs"]) == ["before", "after"]
+    write_predictions(tmp_path / "before.jsonl", [prediction(0, "B")])
+    with pytest.raises(DataError, match="two called 'before': rename"):
+        write_report([*paths, "before.jsonl"], "out")
+
+
+def test_names_that_are_no_text_are_written_all_the_same(tmp_path):
+    odd = record(0, task="\ud800", dataset="\udcff")
+    folder = tmp_path / "odd"
+    folder.mkdir()
+    (folder / "predictions.jsonl").write_text(json.dumps(to_row(prediction(0, "A", record=odd))))
+    write_report([str(folder)], str(tmp_path / "out"))
+    assert "\\ud800" in (tmp_path / "out" / "table.csv").read_text(encoding="utf-8")
+
+
+def test_the_base_comes_first_and_what_differs_from_it_is_said(tmp_path):
+    two_runs(tmp_path)
+    base = save(tmp_path / "z", [prediction(i, "B") for i in range(2)], tmp_path, **{"data.prompt": "nothink"})
+    text = "{Question}\nAnswer <b>at once</b>, in words of one's own choice."
+    paths = [trained(tmp_path, "ct", 60, "A", "B"), trained(tmp_path, "mri", 60, "A", "B", prompt=text), base]
+    write_report(paths, str(tmp_path / "out"))
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert [pair["runs"] for pair in metrics["comparisons"]] == [["z", "ct"], ["z", "mri"]]
+    page = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
+    assert "come from these settings.<ul><li>ct: data.prompt</li><li>mri: data.prompt</li></ul>" in page
+    assert "own text: Answer &lt;b&gt;at once&lt;/b&gt;, in words of one" in page
+    assert ">nothing (base)</td>" in page
+    assert ">ct; Lesion Grading</td>" in page
+
+
 def test_path_without_anything_is_named(tmp_path):
     paths = two_runs(tmp_path)
     (tmp_path / "empty").mkdir()
@@ -144,7 +233,11 @@ def test_event_files_alone_give_curves(tmp_path):
         assert page.count("<img") == 1
         assert 'id="browser"' not in page
         assert (tmp_path / "out" / "reward.png").read_bytes().startswith(b"\x89PNG")
-        assert json.loads((tmp_path / "out" / "metrics.json").read_text()) == {"runs": {}, "comparisons": []}
+        assert json.loads((tmp_path / "out" / "metrics.json").read_text()) == {
+            "runs": {},
+            "comparisons": [],
+            "files": ["reward.png"],
+        }
 
 
 def test_runs_that_cannot_be_compared_are_named(tmp_path):
@@ -256,7 +349,9 @@ def test_findings_are_in_plain_words():
     assert details("cut off") == ("cut: 50.0 % truncated",)
     assert details("Not tested with a blank image") == ("cut",)
     assert not any("Strict" in text for text in found)
-    assert not any("blank image" in finding.text for finding in findings({"cut": summarize(cut)}, text_only={"cut"}))
+    without = {finding.text for finding in findings({"cut": summarize(cut)}, text_only={"cut"})}
+    assert not any("image" in text for text in without)
+    assert any("No evidence that the question is understood" in text for text in without)
 
 
 @pytest.fixture(scope="module")

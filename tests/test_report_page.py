@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from medgrpo.report import page
 from medgrpo.report.content import Finding, Table
 
-VOID = {"meta", "img", "input", "option"}
+VOID = {"meta", "link", "img", "input", "option"}
 HOSTILE = (
     "</script><script>alert(1)</script>",
     "<img src=x onerror=alert(1)>",

@@ -83,8 +83,10 @@ def test_text_table_has_what_else_is_known():
         k=8,
     )
     lines = text_table(summary(cell, REASONING, modality={"ct": cell})).splitlines()
-    assert lines[0].split("  ")[-2:] == ["blank", "wrong image"]
-    assert "[55.0, 69.0]" in lines[1]  # the bootstrap over images, as images repeat
+    assert lines[0].split() == ["by", "wrong"]  # the first of two lines
+    assert lines[1].split()[-2:] == ["blank", "image"]
+    assert len(lines[0]) == len(lines[1])
+    assert "[55.0, 69.0]" in lines[2]  # the bootstrap over images, as images repeat
     assert lines[-6:] == [
         "answers that change: blank image 20.0 %, wrong image 25.0 %",
         "options in another order: accuracy 60.0, 15.0 % of answers change",
@@ -102,10 +104,31 @@ def test_text_table_keeps_its_width_whatever_the_names():
         summary(cell, REASONING, modality={"x" * 300: cell, "a\nb\x1b[31m": cell}, task={"y" * 300: cell})
     )
     assert max(map(len, text.splitlines())) <= WIDTH
-    assert "x…  " in text
+    assert "x…x" in text
     assert "  a b [31m " in text
-    heads, *rows = text.splitlines()[:4]
+    _, heads, *rows = text.splitlines()[:5]
     assert all(len(row) == len(heads) for row in rows if row[-1].isdigit())
+
+
+def test_long_names_that_differ_at_their_end_are_told_apart():
+    datasets = {f"Published collection of radiology questions, part {i}": PLAIN for i in range(30)}
+    cell = replace(PLAIN, images=3, option_prior=0.4, blank=0.5, wrong_image=0.3)
+    rows = text_table(summary(cell, dataset=datasets)).splitlines()
+    labels = [row.split("    200 ")[0].rstrip() for row in rows if row.startswith("  Published")]
+    assert len(set(labels)) == 30
+
+
+def test_text_table_of_usual_names_fits_120_characters():
+    cell = replace(PLAIN, n=800, images=800, option_prior=0.4, blank=0.5, wrong_image=0.3, blank_gain_low=0.1)
+    text = text_table(summary(cell, task={"Modality Recognition": replace(cell, accuracy=1, low=0.978, high=1)}))
+    assert max(map(len, text.splitlines())) <= 120
+
+
+def test_what_is_of_the_questions_with_options_is_said():
+    mixed = summary(PLAIN)
+    assert "questions with options" not in text_table(mixed)
+    mixed.groups["options"] |= {"4": replace(PLAIN, n=120), "open": replace(PLAIN, n=80)}
+    assert "chance, majority and prior: of the 120 questions with options" in text_table(mixed).splitlines()
 
 
 @pytest.mark.parametrize(
@@ -113,7 +136,6 @@ def test_text_table_keeps_its_width_whatever_the_names():
     [
         ({}, "the best constant letter", 0.3),
         ({"option_prior": 0.6}, "the lookup of option texts", 0.6),
-        ({"blank": 0.57, "option_prior": 0.5}, "the same policy with a blank image", 0.57),
         ({"majority": 0.1}, "chance", 0.25),
     ],
 )
@@ -125,16 +147,29 @@ def test_warning_when_the_interval_does_not_lie_above_it():
     assert warning(summary(replace(PLAIN, option_prior=0.55))) == ""
     said = warning(summary(replace(PLAIN, option_prior=0.551)))
     assert said == (
-        "not distinguishable from answering blind: accuracy 62.0, its interval begins at 55.1; the lookup of option "
-        "texts has 55.1"
+        "not distinguishable from answering blind: accuracy is 62.0 %, with a 95 % interval from 55.1 %, and the "
+        "lookup of option texts has 55.1 %"
     )
-    assert text_table(summary(replace(PLAIN, option_prior=0.551))).endswith(said)
+    assert " ".join(text_table(summary(replace(PLAIN, option_prior=0.551))).split()).endswith(said)
+
+
+def test_warning_when_the_image_adds_nothing_that_is_shown():
+    seen = replace(PLAIN, blank=0.54, blank_gain_low=0.01, blank_gain_high=0.15)
+    assert warning(summary(seen)) == ""
+    # not where blank accuracy is higher than the interval of the accuracy begins: it may be of other questions
+    assert warning(summary(replace(seen, blank=0.58))) == ""
+    assert warning(summary(replace(seen, blank_gain_low=-0.0001))) == (
+        "not distinguishable from answering blind: the same policy has 54.0 % with a blank image, and what the image "
+        "adds lies between +0.0 and +15.0 points (95 % interval)"
+    )
+    both = warning(summary(replace(seen, blank_gain_low=0.0, majority=0.6)))
+    assert "the best constant letter has 60.0 %; the same policy has 54.0 % with a blank image" in both
 
 
 def test_warning_heeds_that_questions_share_images():
-    cell = replace(PLAIN, boot_low=0.4, blank=0.45)
+    cell = replace(PLAIN, boot_low=0.4, majority=0.45)
     assert warning(summary(cell)) == ""
-    assert "begins at 40.0" in warning(summary(replace(cell, images=20)))
+    assert "from 40.0 %" in warning(summary(replace(cell, images=20)))
 
 
 def test_open_questions_have_no_chance():
@@ -142,6 +177,8 @@ def test_open_questions_have_no_chance():
     mixed.groups["options"]["open"] = PLAIN
     assert best_blind(mixed) is None
     assert warning(mixed) == ""
+    unseen = replace(mixed, overall=replace(mixed.overall, blank=0.1, blank_gain_low=-0.1, blank_gain_high=0.1))
+    assert "with a blank image" in warning(unseen)
 
 
 def test_percent():
@@ -222,7 +259,7 @@ def test_matrices():
 def test_compare_text():
     comparison = Comparison(1200, 500, 100, 200, 400, 0.5, 0.5833, 0.0833, 0.0561, 0.111, 1.2e-8, 34)
     assert compare_text(comparison, ("base", "x" * 200)).splitlines() == [
-        f"base -> {'x' * 54}…",
+        f"base -> {'x' * 27}…{'x' * 27}",
         "  1,200 questions of both runs (34 that one run alone has are left out)",
         "  accuracy 50.0 -> 58.3: +8.3 points, 95 % bootstrap over images [+5.6, +11.1]",
         "  right in both 500, in the first only 100, in the second only 200, in neither 400; McNemar p = 1.2e-08",

@@ -86,5 +86,26 @@ def test_wording_in_which_the_options_are_not_found_is_laid_out_anew(problem):
     ]
 
 
+@pytest.mark.parametrize(
+    ("problem", "options", "said"),
+    [
+        ("Seen? A) Yes B) No\nAnswer Yes or No", ("Yes", "No"), "Seen? A) No B) Yes\nAnswer Yes or No"),
+        ("Seen? A)B, B)x", ("B", "x"), "Seen? A)x, B)B"),
+        ("Seen? (A) B (B) A", ("B", "A"), "Seen? (A) A (B) B"),
+        ("Seen?\nA: 1\nB: 1.5", ("1", "1.5"), "Seen?\nA: 1.5\nB: 1"),
+        ("Seen? A) CT B) CT scan of A", ("CT", "CT scan"), "Seen? A) CT scan B) CT of A"),
+    ],
+)
+def test_neither_letters_nor_words_around_are_taken_for_options(problem, options, said):
+    (after,) = shown([Record("r", problem, "Seen?", options, "A", ("i.png",))], "shuffled", 0)
+    assert (after.problem, after.options, after.answer) == (said, options[::-1], "B")
+
+
+@pytest.mark.parametrize("last", ["All of the above", "Both A and B", "none of these", "A & B"])
+def test_options_that_speak_of_each_other_have_no_other_order(last):
+    assert shown([record(0, options=("cyst", "mass", last))], "shuffled", 0) == []
+    assert shown([record(0, options=("cyst", "mass", "hepatitis A and cirrhosis"))], "shuffled", 0)
+
+
 def test_open_questions_have_no_order():
     assert shown([record(0, options=(), answer="a cyst")], "shuffled", 0) == []

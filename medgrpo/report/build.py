@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -14,19 +15,18 @@ from medgrpo.report import content, figures, page
 from medgrpo.report.content import Finding
 from medgrpo.report.curves import EVENTS, TAGS, Curve, find_curves
 from medgrpo.report.examples import choose, questions, to_json
-from medgrpo.report.grids import matrices, modes, steps
-from medgrpo.runs import PREDICTIONS, Run, find_runs
+from medgrpo.report.grids import Matrix, caveats, differences, is_base, matrices, modes, steps
+from medgrpo.runs import METRICS, PREDICTIONS, Run, find_runs
 from medgrpo.tables import csv_table, latex_table, matrix_csv, matrix_latex
 from medgrpo.types import DataError
 
 MAX_COMPARISONS = 20
 """Pairs of the first run with another."""
 
-CURVE_TITLES = {
-    "reward": "Mean reward by step",
-    "completions/mean_length": "Completion length by step",
-    "val/accuracy": "Accuracy in validation by step",
-}
+OWN = re.compile(
+    r"(table|heatmap_\w+|modes|accuracy_by_step|reward|completions_mean_length|val_accuracy)\.(png|csv|tex)"
+)
+"""Names of what a report may write beside the page and the metrics."""
 
 Picture = tuple[Path, str, Sequence[str]]
 """File, title and notes of a figure."""
@@ -36,8 +36,9 @@ def write_report(paths: Sequence[str], out: str, max_examples: int = 300) -> Non
     """Write ``index.html``, ``metrics.json``, ``table.csv``, ``table.tex``, and the figures that the runs allow as PNG,
     heatmaps as CSV and LaTeX too.
 
-    Files of these names are replaced; nothing else in the folder is touched. What is not there is left out: event files
-    alone give a page of curves.
+    Files of these names are replaced, and those that an earlier report wrote there, by the list in its
+    ``metrics.json``, are removed; nothing else in the folder is touched. What is not there is left out: event files
+    alone give a page of curves. Runs of untrained policies come first, the others in the order of ``paths``.
 
     Args:
         paths: folders of runs, or folders of such, or files of predictions, or event files of TensorBoard.
@@ -45,11 +46,13 @@ def write_report(paths: Sequence[str], out: str, max_examples: int = 300) -> Non
         max_examples: questions in the browser; the page takes some 15 kB for each.
 
     Raises:
-        DataError: a path without predictions and without event files, malformed predictions, or a folder that cannot
-            be written.
+        DataError: a path without predictions and without event files, malformed predictions, two runs of one name, or
+            a folder that cannot be written or that has a run's own files.
     """
-    runs, curves = _read(paths)
     folder = Path(out)
+    if (folder / PREDICTIONS).is_file():
+        raise DataError(f"--out {out}: expected a folder of its own, got that of a run, whose {METRICS} would be lost")
+    runs, curves = _read(paths)
     tested = [run for run in runs if any(prediction.view == "image" for prediction in run.predictions)]
     summaries = {run.name: _summary(run) for run in tested}
     compared, incomparable = _compare(tested)
@@ -57,16 +60,24 @@ def write_report(paths: Sequence[str], out: str, max_examples: int = 300) -> Non
     untested = tuple(run.name for run in runs if run.name not in summaries)
     found = [
         *content.findings(summaries, text_only),
+        *_differently_asked(tested),
         *([Finding(False, "Not compared with the first run.", incomparable)] if incomparable else []),
         *([Finding(False, "Left out: no predictions with the image.", untested)] if untested else []),
     ]
     asked = questions(tested)
     chosen = choose(asked, max_examples)
-    write_text(folder / "metrics.json", _metrics(summaries, compared))
-    if summaries:
-        write_text(folder / "table.csv", csv_table(summaries))
-        write_text(folder / "table.tex", latex_table(summaries))
-    pictures = [*_run_figures(tested, summaries, folder), *_curve_figures(curves, folder)]
+    earlier = _earlier(folder)
+    grids = matrices(tested, summaries)
+    written = dict(_tables_as_files(grids, summaries))
+    # Now, so that a report that dies has said what may be left of it.
+    write_text(folder / METRICS, _metrics(summaries, compared, sorted({*earlier, *written})))
+    for name, text in written.items():
+        write_text(folder / name, text.encode(errors="backslashreplace").decode())  # lone surrogates
+    pictures = [*_heatmaps(grids, folder), *_run_figures(tested, summaries, folder), *_curve_figures(curves, folder)]
+    names = [*written, *(path.name for path, _, _ in pictures)]
+    for name in earlier - set(names):
+        (folder / name).unlink(missing_ok=True)
+    write_text(folder / METRICS, _metrics(summaries, compared, sorted(names)))
     body = [
         *_tables(tested, summaries, compared, found),
         *([page.heading("Figures"), page.pictures(pictures)] if pictures else []),
@@ -85,7 +96,12 @@ def _read(paths: Sequence[str]) -> tuple[list[Run], list[Curve]]:
                 "or below it, found neither"
             )
     events = {path for path in paths if Path(path).match(EVENTS) and Path(path).is_file()}
-    runs = find_runs(path for path in paths if path not in events)
+    runs = find_runs(Path(path).resolve() for path in paths if path not in events)
+    names = [run.name for run in runs]
+    if doubled := sorted({name for name in names if names.count(name) > 1}):
+        folders = ", ".join(str(run.folder) for run in runs if run.name == doubled[0])
+        raise DataError(f"expected runs of different names, got two called {doubled[0]!r}: rename one of {folders}")
+    runs.sort(key=lambda run: not is_base(run))
     return runs, find_curves(path for path in paths if path in events or Path(path).is_dir())
 
 
@@ -110,10 +126,29 @@ def _compare(runs: Sequence[Run]) -> tuple[list[tuple[str, str, Comparison]], tu
     return compared, tuple(problems)
 
 
-def _metrics(summaries: Mapping[str, Summary], compared: Sequence[tuple[str, str, Comparison]]) -> str:
+def _differently_asked(runs: Sequence[Run]) -> list[Finding]:
+    found = {run.name: differences(runs[0], run) for run in runs[1:]}
+    details = tuple(f"{name}: {', '.join(settings)}" for name, settings in found.items() if settings)
+    text = "Not tested in the same way as the first run: a difference from it may come from these settings."
+    return [Finding(False, text, details)] if details else []
+
+
+def _earlier(folder: Path) -> set[str]:
+    """Files that an earlier report says it wrote into the folder."""
+    try:
+        names = json.loads((folder / METRICS).read_text(encoding="utf-8"))["files"]
+        return {name for name in names if isinstance(name, str) and OWN.fullmatch(name)}
+    except (OSError, ValueError, KeyError, TypeError):  # none, or not ours
+        return set()
+
+
+def _metrics(
+    summaries: Mapping[str, Summary], compared: Sequence[tuple[str, str, Comparison]], files: Sequence[str]
+) -> str:
     values = {
         "runs": {name: asdict(summary) for name, summary in summaries.items()},
         "comparisons": [{"runs": [first, second]} | asdict(comparison) for first, second, comparison in compared],
+        "files": list(files),
     }
     return json.dumps(values, indent=1) + "\n"
 
@@ -131,11 +166,8 @@ def _tables(
         yield page.finding_list(found)
     if runs:
         yield page.heading("Accuracy")
-        yield page.paragraph(
-            "By the lenient rule, with 95 % intervals: of a share of independent questions (Wilson), and by the "
-            "bootstrap over images. Strict accuracy wants one closed answer block with one offered letter or text. "
-            "Changed: share of answers that are not the same under another view."
-        )
+        yield page.paragraph("A shadow at the side of a table means that it goes on there: it can be scrolled.")
+        yield page.table(content.glossary(summaries), folded=True)
         yield page.table(content.overall_table(summaries))
         if compared:
             yield page.table(content.comparison_table(compared))
@@ -152,28 +184,42 @@ def _reasoning(summaries: Mapping[str, Summary]) -> Iterator[str]:
         yield page.table(table)
 
 
-def _run_figures(runs: Sequence[Run], summaries: Mapping[str, Summary], folder: Path) -> Iterator[Picture]:
-    for matrix in matrices(runs, summaries):
-        name = "_".join(filter(None, ("heatmap", matrix.measure, matrix.kind, matrix.mode)))
-        write_text(folder / f"{name}.csv", matrix_csv(matrix.rows, matrix.columns, matrix.values))
-        write_text(folder / f"{name}.tex", matrix_latex(matrix.rows, matrix.columns, matrix.values))
-        figures.heatmap(matrix, path := folder / f"{name}.png")
+def _tables_as_files(grids: Sequence[Matrix], summaries: Mapping[str, Summary]) -> Iterator[tuple[str, str]]:
+    """Name and text."""
+    if summaries:
+        yield "table.csv", csv_table(summaries)
+        yield "table.tex", latex_table(summaries)
+    for matrix in grids:
+        yield f"{_file_name(matrix)}.csv", matrix_csv(matrix.rows, matrix.columns, matrix.values)
+        yield f"{_file_name(matrix)}.tex", matrix_latex(matrix.rows, matrix.columns, matrix.values)
+
+
+def _file_name(matrix: Matrix) -> str:
+    return "_".join(filter(None, ("heatmap", matrix.measure, matrix.kind, matrix.mode)))
+
+
+def _heatmaps(grids: Sequence[Matrix], folder: Path) -> Iterator[Picture]:
+    for matrix in grids:
+        figures.heatmap(matrix, path := folder / f"{_file_name(matrix)}.png")
         yield path, matrix.title, matrix.notes
+
+
+def _run_figures(runs: Sequence[Run], summaries: Mapping[str, Summary], folder: Path) -> Iterator[Picture]:
     points = modes(runs, summaries)
     if len({point.mode for point in points}) > 1:
         figures.bars(points, path := folder / "modes.png")
-        yield path, "Accuracy by prompt mode", ()
+        yield path, "Accuracy by prompt mode, of the last checkpoint of each", caveats(runs, points)
     series = steps(runs, summaries)
-    if len({point.step for each in series for point in each.points}) > 1:
+    if any(len(each.points) > 1 for each in series):
         figures.step_lines(series, path := folder / "accuracy_by_step.png")
-        yield path, "Accuracy by checkpoint step", ()
+        yield path, "Accuracy by checkpoint step", caveats(runs, [point for each in series for point in each.points])
 
 
 def _curve_figures(curves: Sequence[Curve], folder: Path) -> Iterator[Picture]:
     for tag in TAGS:
-        if drawn := [curve for curve in curves if curve.tag == tag]:
-            figures.curve_lines(drawn, path := folder / f"{tag.replace('/', '_')}.png")
-            yield path, CURVE_TITLES[tag], ()
+        if any(curve.tag == tag for curve in curves):
+            figures.curve_lines(curves, tag, path := folder / f"{tag.replace('/', '_')}.png")
+            yield path, f"{figures.CURVES[tag][0]}, by optimizer step", ()
 
 
 def _how(chosen: int, total: int) -> str:

@@ -14,6 +14,12 @@ from medgrpo.tables import warning
 MARGIN = 0.05
 """Share from which on unparsed, truncated or format-dependent answers are called a finding."""
 
+FEW = 2
+"""Names of modalities, question types or datasets that are listed; more are counted."""
+
+PROMPT = 40
+"""Characters of a prompt's text that are shown."""
+
 KIND_NAMES = {
     "modality": "Modality",
     "task": "Question type",
@@ -49,14 +55,19 @@ def findings(summaries: Mapping[str, Summary], text_only: Collection[str] = ()) 
 
     Args:
         summaries: by name of the run.
-        text_only: names of runs without images, for which no blank image is missed.
+        text_only: names of runs without images.
     """
     cells = {name: summary.overall for name, summary in summaries.items()}
     found = [
         _finding(
             True,
             "No evidence that the image is used: accuracy may be no higher than what is possible without looking.",
-            {name: warning(summary) or None for name, summary in summaries.items()},
+            {name: warning(summary) or None for name, summary in summaries.items() if name not in text_only},
+        ),
+        _finding(
+            True,
+            "No evidence that the question is understood: accuracy may be no higher than what a guess reaches.",
+            {name: warning(summary) or None for name, summary in summaries.items() if name in text_only},
         ),
         _finding(
             True,
@@ -105,9 +116,9 @@ def run_table(runs: Sequence[Run], summaries: Mapping[str, Summary]) -> Table:
                 percent(cell.strict),
                 percent(cell.blank),
                 percent(cell.wrong_image),
-                (", ".join(trained.modalities or trained.datasets) or "unnamed data") if trained else "-",
+                _trained_on(run),
                 f"{trained.step:,}" if trained else "-",
-                run.mode or run.prompt.split("\n")[0][:40] or "-",
+                _prompt(run.prompt),
             )
         )
     return Table("Runs", head, tuple(rows))
@@ -203,36 +214,81 @@ def interval(share: float, low: float, high: float) -> str:
     return f"{percent(share)} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
-COLUMNS: dict[str, Callable[[Cell], str]] = {
-    "n": lambda c: f"{c.n:,}",
-    "accuracy [95 %]": lambda c: interval(c.accuracy, c.low, c.high),
-    "by image [95 %]": lambda c: f"[{100 * c.boot_low:.1f}, {100 * c.boot_high:.1f}]",
-    "images": lambda c: f"{c.images:,}",
-    "strict": lambda c: percent(c.strict),
-    "unparsed": lambda c: percent(c.unparsed),
-    "truncated": lambda c: percent(c.truncated),
-    "chance": lambda c: percent(c.chance),
-    "constant letter": lambda c: percent(c.majority),
-    "option lookup": lambda c: percent(c.option_prior),
-    "blank image": lambda c: percent(c.blank),
-    "another image": lambda c: percent(c.wrong_image),
-    "other order": lambda c: percent(c.shuffled),
-    "changed: blank": lambda c: percent(c.blank_changed),
-    "changed: another": lambda c: percent(c.wrong_image_changed),
-    "changed: order": lambda c: percent(c.order_changed),
-    "F1, open": lambda c: percent(c.f1),
-    "majority vote": lambda c: percent(c.majority_vote),
-    "pass@k": lambda c: percent(c.pass_at_k),
-    "k": lambda c: f"{c.k}" if c.k > 1 else "-",
+COLUMNS: dict[str, tuple[Callable[[Cell], str], str]] = {
+    "n": (lambda c: f"{c.n:,}", "Questions."),
+    "accuracy [95 %]": (
+        lambda c: interval(c.accuracy, c.low, c.high),
+        "Questions answered right, and the 95 % interval of that share (Wilson). The last closed answer block counts; "
+        'without one, a boxed answer or what follows "the answer is". The reasoning is not searched for an answer.',
+    ),
+    "by image [95 %]": (
+        lambda c: f"[{100 * c.boot_low:.1f}, {100 * c.boot_high:.1f}]" if c.images < c.n else "-",
+        "The interval of the accuracy by a bootstrap over images: questions on one image are not independent.",
+    ),
+    "images": (lambda c: f"{c.images:,}" if c.images < c.n else "-", "Different images; fewer than questions."),
+    "strict": (lambda c: percent(c.strict), "Right, and in exactly one closed answer block with one offered answer."),
+    "unparsed": (lambda c: percent(c.unparsed), "No answer could be read; counts as wrong."),
+    "truncated": (lambda c: percent(c.truncated), "Cut off at the limit of length."),
+    "chance": (lambda c: percent(c.chance), "Expected from guessing among the options."),
+    "constant letter": (
+        lambda c: percent(c.majority),
+        "Accuracy of always saying the letter that is right most often.",
+    ),
+    "option lookup": (
+        lambda c: percent(c.option_prior),
+        "Accuracy of choosing, without the image, the option that was right most often in the training data.",
+    ),
+    "blank image": (
+        lambda c: percent(c.blank),
+        "Accuracy with a grey image in place of the right one. Near the accuracy, the image is hardly used.",
+    ),
+    "another image": (lambda c: percent(c.wrong_image), "Accuracy with the image of another question."),
+    "other order": (lambda c: percent(c.shuffled), "Accuracy with the options in another order."),
+    "changed: blank": (lambda c: percent(c.blank_changed), "Answers that are not the same with the grey image."),
+    "changed: another": (lambda c: percent(c.wrong_image_changed), "Answers that are not the same with another image."),
+    "changed: order": (
+        lambda c: percent(c.order_changed),
+        "Answers that are not the same in another order of options.",
+    ),
+    "F1, open": (lambda c: percent(c.f1), "Overlap of words with the right answer, mean over open questions."),
+    "majority vote": (lambda c: percent(c.majority_vote), "Accuracy of the most frequent of k answers."),
+    "pass@k": (lambda c: percent(c.pass_at_k), "Questions of which at least one of k answers is right."),
+    "k": (lambda c: f"{c.k}" if c.k > 1 else "-", "Answers drawn for each question."),
 }
+
+
+def glossary(summaries: Mapping[str, Summary]) -> Table:
+    """What the columns mean that `overall_table` has."""
+    rows = tuple((head, COLUMNS[head][1]) for head in overall_table(summaries).head[1:])
+    return Table("What the columns mean", ("column", "meaning"), rows)
 
 
 def _cells(title: str, labels: Sequence[str], cells: Mapping[tuple[str, ...], Cell]) -> Table:
     """Columns that no cell fills are left out."""
-    columns = {head: [of(cell) for cell in cells.values()] for head, of in COLUMNS.items()}
+    columns = {head: [of(cell) for cell in cells.values()] for head, (of, _) in COLUMNS.items()}
     columns = {head: values for head, values in columns.items() if set(values) != {"-"}}
     rows = tuple((*names, *figures) for names, figures in zip(cells, zip(*columns.values(), strict=True), strict=True))
     return Table(title, (*labels, *columns), rows, len(labels))
+
+
+def _trained_on(run: Run) -> str:
+    if run.trained_on is None:
+        return "nothing (base)" if run.settings else "unknown"
+    about = run.trained_on
+    parts = [_few(about.modalities, "modalities"), _few(about.tasks, "question types")]
+    return "; ".join(filter(None, parts)) or _few(about.datasets, "datasets") or "unnamed data"
+
+
+def _few(names: Sequence[str], what: str) -> str:
+    return ", ".join(names) if len(names) <= FEW else f"{len(names)} {what}"
+
+
+def _prompt(prompt: str) -> str:
+    """The name of a preset, or the first words of a text."""
+    if "{Question}" not in prompt:
+        return prompt or "-"
+    words = " ".join(prompt.replace("{Question}", " ").split())
+    return f"own text: {words[:PROMPT]}{'…' if len(words) > PROMPT else ''}" if words else "the question alone"
 
 
 def _finding(serious: bool, text: str, details: Mapping[str, str | None]) -> Finding | None:

@@ -46,7 +46,14 @@ OTHER = "other prompt"
 MOST_BANDS = 6
 """Lines that may have interval bands: more of them hide each other."""
 
-UNITS = {"reward": "mean reward", "completions/mean_length": "tokens", "val/accuracy": "share right"}
+CURVES = {
+    "reward": ("Reward in training", "mean reward"),
+    "completions/mean_length": ("Length of completions in training", "mean length (tokens)"),
+    "val/accuracy": ("Accuracy in validation", "accuracy (share right)"),
+}
+"""Title and unit by tag."""
+LONGEST_NAME = 60
+"""Characters of the name of a row or column."""
 
 
 def heatmap(matrix: Matrix, path: str | Path) -> None:
@@ -64,9 +71,9 @@ def step_lines(series: Sequence[Series], path: str | Path) -> None:
     _save(draw_steps(series), path)
 
 
-def curve_lines(curves: Sequence[Curve], path: str | Path) -> None:
+def curve_lines(curves: Sequence[Curve], tag: str, path: str | Path) -> None:
     """Write ``draw_curves`` as PNG."""
-    _save(draw_curves(curves), path)
+    _save(draw_curves(curves, tag), path)
 
 
 def draw_heatmap(matrix: Matrix) -> Figure:
@@ -102,7 +109,7 @@ def draw_heatmap(matrix: Matrix) -> Figure:
                 _text(axes, x, top + 0.5, _percent(mean, gain), color=INK)
     axes.set_xlim(0, beside[1] + MEAN / 2)
     axes.set_ylim(rows + below_base, 0)
-    names = [textwrap.fill(name, 18) for name in matrix.rows]
+    names = [textwrap.fill(_name(name), 18, max_lines=2, placeholder=" …") for name in matrix.rows]
     axes.set_yticks([r + 0.5 + (below_base if r else 0.0) for r in range(rows)], names)
     longest = max(len(line) for name in names for line in name.split("\n"))
     room = (WIDTH - 0.6 - CHARACTER * longest) / (columns + GAP + 2 * MEAN)
@@ -178,7 +185,7 @@ def draw_steps(series: Sequence[Series]) -> Figure:
             axes.errorbar(x, y, _whiskers(each.points), fmt="none", ecolor=color, capsize=3)
     axes.set_ylabel("accuracy (%)", color=GREY)
     axes.set_xlim(left=0)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     bands = "Bands: 95 % Wilson intervals." if with_bands else "Intervals are left out: too many lines."
     counts = _questions(p.n for each in series for p in each.points)
     _caption(axes, "optimizer step", f"{bands} {counts}")
@@ -187,31 +194,30 @@ def draw_steps(series: Sequence[Series]) -> Figure:
     return figure
 
 
-def draw_curves(curves: Sequence[Curve]) -> Figure:
-    """One panel for each tag, values as logged, not smoothed; a run has one colour in all panels.
+def draw_curves(curves: Sequence[Curve], tag: str) -> Figure:
+    """The curves of one tag, values as logged, not smoothed.
 
     Args:
-        curves: at least one.
+        curves: of all tags: a run has the same colour in the figures of all of them.
+        tag: which at least one curve has.
     """
-    tags = list(dict.fromkeys(curve.tag for curve in curves))
     names = list(dict.fromkeys(curve.name for curve in curves))
-    figure = Figure(figsize=(WIDTH, 0.9 + 2.2 * len(tags)), dpi=DPI, layout="constrained", facecolor="white")
-    panels = figure.subplots(len(tags), 1, sharex=True, squeeze=False)[:, 0]
-    handles = {}
-    for tag, axes in zip(tags, panels, strict=True):
-        for curve in curves:
-            if curve.tag == tag:
-                number = names.index(curve.name)
-                color, style = COLORS[number % len(COLORS)], STYLES[number // len(COLORS) % len(STYLES)]
-                marker = "o" if len(curve.steps) <= 20 else ""
-                (handles[curve.name],) = axes.plot(
-                    curve.steps, curve.values, color=color, linestyle=style, linewidth=1.1, marker=marker, markersize=3
-                )
-        axes.set_ylabel(UNITS.get(tag, tag), color=GREY)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        _plain(axes, tag)
-    _caption(panels[-1], "optimizer step", "Values as logged, not smoothed.")
-    _legend(figure, [handles[name] for name in names], names)
+    drawn = [curve for curve in curves if curve.tag == tag]
+    figure, axes = _figure(3.6)
+    handles = []
+    for curve in drawn:
+        number = names.index(curve.name)
+        color, style = COLORS[number % len(COLORS)], STYLES[number // len(COLORS) % len(STYLES)]
+        marker = "o" if len(curve.steps) <= 20 else ""
+        handles += axes.plot(
+            curve.steps, curve.values, color=color, linestyle=style, linewidth=1.1, marker=marker, markersize=3
+        )
+    title, unit = CURVES.get(tag, (tag, tag))
+    axes.set_ylabel(unit, color=GREY)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+    _caption(axes, "optimizer step", "Values as logged, not smoothed.")
+    _legend(figure, handles, [curve.name for curve in drawn])
+    _plain(axes, title)
     return figure
 
 
@@ -243,7 +249,8 @@ def _on(face: str | tuple[float, ...]) -> str:
 
 def _about(matrix: Matrix) -> str:
     unit = "Percentage points over the base." if matrix.measure == "gain" else "Percent of answers right."
-    missing = " Hatched: not tested." if any(None in row for row in matrix.values) else ""
+    hatched = "not tested on the same questions" if matrix.measure == "gain" else "not tested"
+    missing = f" Hatched: {hatched}." if any(None in row for row in matrix.values) else ""
     counts = _questions(n for row in matrix.counts for n in row if n)
     return f"{unit} Outlined: the {matrix.kind} trained on; elsewhere: without it.{missing} {counts}"
 
@@ -271,7 +278,7 @@ def _text(axes: Axes, x: float, y: float, text: str, fontsize: float = 9.5, va: 
 
 def _name_columns(axes: Axes, places: Iterable[float], names: Iterable[str], inches: float) -> None:
     """Names below columns of this width: on several lines, or slanted where a word is wider than its column."""
-    names = list(names)
+    names = list(map(_name, names))
     room = max(8, int(inches / CHARACTER))
     wrapped = [textwrap.fill(name, room, break_long_words=False, break_on_hyphens=False) for name in names]
     if all(_width(line) < 0.95 * inches for name in wrapped for line in name.split("\n")):
@@ -287,9 +294,15 @@ def _width(text: str) -> float:
     return points / 72
 
 
+def _name(name: str) -> str:
+    """In one line, short, and of characters that can be drawn."""
+    name = "".join(c if c.isprintable() else " " for c in name)
+    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
+
+
 def _legend(figure: Figure, handles: Sequence, names: Sequence[str]) -> None:
     """Below the figure, which grows by its height."""
-    shown = [name if len(name) <= 40 else "…" + name[-39:] for name in names]
+    shown = [name if len(name) <= 40 else "…" + name[-39:] for name in map(_name, names)]
     columns = max(1, min(len(shown), int(0.95 * WIDTH / (CHARACTER * max(map(len, shown)) + 0.6))))
     legend = figure.legend(handles, shown, loc="outside lower center", ncols=columns, frameon=False, fontsize=SMALL)
     figure.set_figheight(figure.get_figheight() + 0.177 * ceil(len(shown) / columns))

@@ -49,7 +49,8 @@ function writeAddress() {
     if (value && (!pair || form.elements.change.value)) parts.set(name, value);
   }
   if (page > 1) parts.set("page", page);
-  history.replaceState(null, "", location.pathname + location.search + (parts.size ? "#" + parts : ""));
+  const filters = parts.toString();
+  history.replaceState(null, "", location.pathname + location.search + (filters ? "#" + filters : ""));
 }
 
 function wanted() {
