@@ -11,7 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from lightning import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_warn
@@ -27,14 +26,14 @@ from data_modules.curriculum import (
     mixed,
     read_pass_counts,
 )
-from data_modules.formats import Format, read_records
+from data_modules.formats import Format
 from data_modules.image_root import ImageFile, ImageRoot
 from data_modules.images import MAX_IMAGE_PIXELS, find_images, spread
 from data_modules.labels import modality_of, task_of
 from data_modules.leaks import path_key
 from data_modules.loading import PositionSampler, RepeatLoader, evaluation_loader, train_loader
 from data_modules.priors import Training
-from data_modules.rows import find_files
+from data_modules.selection import Selection, subset
 from data_modules.views import shown
 from medgrpo.types import MODALITIES, DataError, PromptBatch, Record, SettingsError, View
 
@@ -212,7 +211,8 @@ class MedicalVQADataModule(LightningDataModule):
                 self.records[split] = []
                 continue
             parts = self._select(self._read(split)) if split == "train" else self._read(split)
-            self.records[split] = self._limit(split, sum(parts, []))
+            limit = self.limit_train_records if split == "train" else self.limit_eval_records
+            self.records[split] = subset(sum(parts, []), limit, self.seed)
             if split == "train":
                 self.order = self._curriculum(parts)
             images = ImageRoot(self.image_root)
@@ -286,28 +286,8 @@ class MedicalVQADataModule(LightningDataModule):
 
     def _read(self, split: str, may_be_empty: bool = False) -> list[list[Record]]:
         """Records of each file or folder of a split, filtered."""
-        kept, found, origin = [], [], {}
-        for path in self.paths[split]:
-            kept.append([])
-            for file in find_files(path):
-                records = self._label(read_records(file, self.format))
-                for record in records:
-                    if record.id in origin:
-                        raise DataError(
-                            f"data.{split}: record id {record.id!r} is in {origin[record.id]} and in {file}. "
-                            "List each file once; rename files that have the same name, or make one of them with "
-                            "`medgrpo data convert`."
-                        )
-                origin |= {record.id: file for record in records}
-                found += records
-                kept[-1] += [record for record in records if self._wanted(record)]
-        if not any(kept) and not may_be_empty:
-            have = sorted({(record.modality or "unknown", record.task or "unknown") for record in found})
-            raise DataError(
-                f"data.{split}: none of {len(found)} records is left after the filters. Files: {self.paths[split]}; "
-                f"(modality, task) in them: {have}; kept: {self._filters()}"
-            )
-        return kept
+        selection = Selection(self.modality, self.task, frozenset(self.modalities), frozenset(self.tasks))
+        return selection.read(self.paths[split], self.format, f"data.{split}", may_be_empty)
 
     def _select(self, files: list[list[Record]]) -> list[list[Record]]:
         """The training records by pass count, then as many of each file as asked for."""
@@ -333,34 +313,6 @@ class MedicalVQADataModule(LightningDataModule):
         count, limit = self.frames_per_volume, self.max_image_pixels
         frames = {image: spread(image, file, count, limit) for image, file in files.items()}
         return [replace(record, images=sum((frames[image] for image in record.images), ())) for record in records]
-
-    def _label(self, records: Sequence[Record]) -> list[Record]:
-        """Files that name no modality, or no task, are taken to be of this class's."""
-        labels = {"modality": self.modality, "task": self.task}
-        missing = {n: label for n, label in labels.items() if label and not any(getattr(r, n) for r in records)}
-        return [replace(record, **missing) for record in records] if missing else list(records)
-
-    def _wanted(self, record: Record) -> bool:
-        return (
-            self.modality in ("", record.modality)
-            and self.task in ("", task_of(record.task))
-            and record.modality in self.modalities
-            and (not self.tasks or (task_of(record.task) or record.task) in self.tasks)
-        )
-
-    def _filters(self) -> str:
-        names = {
-            "modality": [self.modality] if self.modality else sorted(self.modalities - {""}),
-            "task": [self.task] if self.task else sorted(self.tasks) or "any",
-        }
-        return ", ".join(f"{name} {value}" for name, value in names.items())
-
-    def _limit(self, split: str, records: list[Record]) -> list[Record]:
-        limit = self.limit_train_records if split == "train" else self.limit_eval_records
-        if limit is None or limit >= len(records):
-            return records
-        chosen = np.random.default_rng(self.seed).choice(len(records), limit, replace=False)
-        return [records[index] for index in sorted(chosen.tolist())]
 
     def _warn_of_leaks(self) -> None:
         """Before training, not after: how many validation records show a training image."""

@@ -12,7 +12,7 @@ from typing import Literal
 
 from data_modules.fields import with_options
 from data_modules.labels import modality_of, task_of
-from data_modules.options import option_key
+from data_modules.options import REFERS, option_key
 from data_modules.split import draw_order
 from medgrpo.types import LETTERS, Record
 
@@ -25,11 +25,6 @@ _TECHNIQUE = re.compile(
 )
 _PLACE = re.compile(
     r"\borgans?\b|anatom|\bbody\b|\bbones?\b|\bjoints?\b|\bregion|\bstructure|\b(which|what) part|\btissue"
-)
-_REFERS = re.compile(
-    r"\b(all|none|any|both|neither) of (the )?(above|following|options|answers|others?|these)\b|^(all|both)$"
-    r"|\b[A-J]\)?,? (and|or|&) \(?[A-J]\b",
-    re.IGNORECASE,
 )
 _MIXED_CASE = re.compile(r"[a-z]{1,3}[A-Z]|[α-ω]")
 _NORMAL = re.compile(r"\b(normal|healthy)\b|^no (\w+ )*(abnormalit|finding|lesion|disease|patholog)")
@@ -101,7 +96,7 @@ def debias(
     """
     items = [_restyle(record) if normalize_style else record for record in records]
     restyled = sum(new is not old for new, old in zip(items, records, strict=True))
-    fixed = [any(_REFERS.search(option) for option in record.options) for record in items]
+    fixed = [any(REFERS.search(option) for option in record.options) for record in items]
     redrawn, small = 0, [False] * len(items)
     if redraw:
         pools = _pools([item for item, stays in zip(items, fixed, strict=True) if not stays], weights)

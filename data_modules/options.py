@@ -13,6 +13,12 @@ _LAYOUTS = (
     re.compile(r"^[ \t]*([A-Z])[:.](?=\s)", re.MULTILINE),  # A: x\nB: y
     re.compile(_BEFORE + r"\(([A-Z])\)"),  # (A) x (B) y
 )
+REFERS = re.compile(
+    r"\b(all|none|any|both|neither) of (the )?(above|following|options|answers|others?|these)\b|^(all|both)$"
+    r"|\b[A-J]\)?,? (and|or|&) \(?[A-J]\b",
+    re.IGNORECASE,
+)
+"""Options that speak of each other: in another order they would say something else."""
 _MENTION = re.compile(r"\s*+(?:and/or|and|or|&|)\s*+,?\s*+", re.IGNORECASE)
 
 

@@ -14,14 +14,8 @@ from dataclasses import replace
 from random import Random
 
 from data_modules.fields import with_options
+from data_modules.options import REFERS
 from medgrpo.types import Record, View
-
-_REFERS = re.compile(
-    r"\b(all|none|any|both|neither) of (the )?(above|following|options|answers|others?|these)\b|^(all|both)$"
-    r"|\b[A-J]\)?,? (and|or|&) \(?[A-J]\b",
-    re.IGNORECASE,
-)
-"""Options that speak of each other: in another order they would say something else."""
 
 TRIES = 100
 """Records looked at for one whose answer differs: one is soon found, or there is none."""
@@ -40,7 +34,7 @@ def shown(records: Sequence[Record], view: View, seed: int) -> list[Record]:
         return [record for record in records if record.images]
     if view == "wrong_image":
         return _wrong_images(records, seed)
-    free = [r for r in records if r.options and not any(_REFERS.search(option) for option in r.options)]
+    free = [r for r in records if r.options and not any(REFERS.search(option) for option in r.options)]
     return [_reordered(record, Random(f"{seed}/{record.id}")) for record in free]
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from medgrpo.comparison import compare
 from medgrpo.graders import GRADERS, grade, grader_name
-from medgrpo.predictions import Prediction, read_predictions
+from medgrpo.predictions import Prediction, read_predictions, read_rows
 from medgrpo.results import is_results, read_results, write_results
 from medgrpo.runs import PREDICTIONS, find_runs
 from medgrpo.tables import compare_text
@@ -21,11 +21,14 @@ from medgrpo.types import DataError, UserError
 
 def run_grade(args: argparse.Namespace) -> None:
     """Grade saved completions."""
-    predictions = [p for p in _read(Path(args.file)) if p.view == "image"]
+    path = Path(args.file)
+    predictions = [p for p in _read(path) if p.view == "image"]
     if not predictions:
         raise DataError(f"{args.file}: expected predictions of questions as they are (view image), got none")
     name = grader_name(args.grader)
     grades = grade(name, [p.record for p in predictions], [p.completions[0] for p in predictions])
+    # Numbers stay numbers in the verdicts.
+    given = {str(row["id"]): row["id"] for _, row in read_rows(path)} if path.is_file() and not is_results(path) else {}
     n = len(predictions)
     report: dict[str, Any] = {
         "grader": name,
@@ -35,7 +38,12 @@ def run_grade(args: argparse.Namespace) -> None:
         "unparsed": sum(g.unparsed for g in grades) / n,
         "truncated": sum(p.truncated[0] for p in predictions) / n,
         "verdicts": [
-            {"id": p.record.id, "extracted": g.extracted, "correct": g.correct, "strict_correct": g.strict_correct}
+            {
+                "id": given.get(p.record.id, p.record.id),
+                "extracted": g.extracted,
+                "correct": g.correct,
+                "strict_correct": g.strict_correct,
+            }
             for p, g in zip(predictions, grades, strict=True)
         ],
     }

@@ -188,7 +188,7 @@ class PredictionWriter(Callback):
             # Weights of which nothing is known are not those of a base model.
             folder = Path(self.ckpt_path).with_suffix("") if self.ckpt_path else policy.adapter
             return trained_on(folder) or TrainedOn()
-        return trained_on(policy.model_name_or_path)
+        return trained_on(policy.model_name_or_path) or (TrainedOn() if module.num_tokens else None)
 
     def _append(self, rows: Sequence[dict[str, Any]]) -> None:
         new = [row for row in rows if (row["view"], row["id"]) not in self.done]  # some of a batch may have been done

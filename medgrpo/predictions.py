@@ -7,7 +7,7 @@ completions, so tables, comparisons and reports are made from it without a model
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -156,17 +156,31 @@ def from_row(row: dict[str, Any], place: str) -> Prediction:
 def read_predictions(path: str | Path) -> list[Prediction]:
     """The predictions of a JSON lines file, in its order.
 
+    Raises:
+        DataError: no such file, a malformed line, or a question that has two lines under one view.
+    """
+    found: dict[tuple[str, str], Prediction] = {}
+    for place, row in read_rows(path):
+        prediction = from_row(row, place)
+        if prediction.key in found:
+            raise DataError(f"{place}: the id {prediction.record.id!r} has a line already; ids must be unique")
+        found[prediction.key] = prediction
+    return list(found.values())
+
+
+def read_rows(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The objects of a JSON lines file, each after its file and line, for errors.
+
     A line that lacks its newline is of a run that died while it wrote it, and is left out when it is not whole.
 
     Raises:
-        DataError: no such file, a malformed line, or a question that has two lines under one view.
+        DataError: no such file, or a line that is no object.
     """
     path = Path(path)
     try:
         lines = path.read_bytes().split(b"\n")
     except OSError as error:
         raise DataError(f"{path}: expected a file of predictions, JSON lines; {error.strerror}") from error
-    found: dict[tuple[str, str], Prediction] = {}
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
@@ -175,15 +189,11 @@ def read_predictions(path: str | Path) -> list[Prediction]:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
             if number == len(lines):
-                break
+                return
             raise DataError(f"{place}: expected a JSON object, got {line[:80]!r} ({error})") from error
         if not isinstance(row, dict):
             raise DataError(f"{place}: expected a JSON object, got {line[:80]!r}")
-        prediction = from_row(row, place)
-        if prediction.key in found:
-            raise DataError(f"{place}: the id {prediction.record.id!r} has a line already; ids must be unique")
-        found[prediction.key] = prediction
-    return list(found.values())
+        yield place, row
 
 
 def write_predictions(path: str | Path, predictions: Iterable[Prediction]) -> None:
@@ -212,8 +222,10 @@ def _text(row: dict[str, Any], name: str, place: str) -> str:
 
 
 def _options(options: Any, place: str) -> tuple[str, ...]:
-    if isinstance(options, dict) and list(options) == list(LETTERS[: len(options)]):
-        options = list(options.values())
+    if isinstance(options, dict):
+        by_letter = {str(letter).strip().upper(): option for letter, option in options.items()}
+        if sorted(by_letter) == list(LETTERS[: len(options)]):
+            options = [by_letter[letter] for letter in sorted(by_letter)]
     options = () if options is None else options
     texts = isinstance(options, Sequence) and not isinstance(options, str) and all(isinstance(o, str) for o in options)
     if not texts or (options and not 2 <= len(options) <= len(LETTERS)):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from data_modules.base import MedicalVQADataModule
+from medgrpo.policy import Policy
 from medgrpo.policy_module import PolicyModule
 from medgrpo.types import DataError, SettingsError
 
@@ -33,24 +34,22 @@ def settings_of(
         names: of further options of the module.
 
     Raises:
-        SettingsError: weights that no name tells from others.
+        SettingsError: a checkpoint's name that does not say which it is.
     """
     if ckpt_path in ("best", "last", "hpc"):
         raise SettingsError(
             f"ckpt_path: expected the path of a checkpoint, got {ckpt_path!r}, which is another one later on"
         )
-    if module.num_tokens and ckpt_path is None:
-        raise SettingsError(
-            "the weights in memory were trained in this process, or loaded for an earlier command, so nothing says "
-            "which weights answer: set ckpt_path to a checkpoint of them, also of the callback that keeps the answers"
-        )
     policy = module.policy
-    weights = {"model_name_or_path": policy.model_name_or_path, "adapter": policy.adapter, "ckpt_path": ckpt_path}
+    paths = {"model_name_or_path": policy.model_name_or_path, "adapter": policy.adapter, "ckpt_path": ckpt_path}
+    weights = {name: fingerprint(path) for name, path in paths.items() if path and os.path.exists(path)}
+    if module.num_tokens and ckpt_path is None:
+        weights["in memory"] = _sums(policy)
     return {
         "model.policy.model_name_or_path": real_path(policy.model_name_or_path),
         "model.policy.adapter": real_path(policy.adapter),
         "ckpt_path": real_path(ckpt_path),
-        "weights": {name: fingerprint(path) for name, path in weights.items() if path and os.path.exists(path)},
+        "weights": weights,
         **{f"model.policy.{name}": getattr(policy, name) for name in ("load_in_4bit", "min_pixels", "max_pixels")},
         **{f"model.{name}": getattr(module, name) for name in names},
         "data.prompt": data.prompt,
@@ -76,6 +75,13 @@ def fingerprint(path: str) -> str:
                 opened.seek(start)
                 digest.update(opened.read(BLOCK))
     return digest.hexdigest()[:16]
+
+
+def _sums(policy: Policy) -> str:
+    """Of weights that were trained in this process, for which there is no file."""
+    trained = (p.detach().double() for p in policy.parameters() if p.requires_grad)
+    sums = [(p.sum().item(), p.abs().sum().item()) for p in trained]
+    return hashlib.sha256(json.dumps(sums).encode()).hexdigest()[:16]
 
 
 def read_about(file: Path, option: str) -> Any:

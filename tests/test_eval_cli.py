@@ -85,6 +85,11 @@ def test_layouts_of_a_line_mean_the_same(tmp_path: Path, changes: dict) -> None:
     assert graded(write(tmp_path / "q.jsonl", rows(**changes))) == expected
 
 
+def test_ids_come_back_as_they_were(tmp_path: Path) -> None:
+    numbered = [row | {"id": number} for number, row in enumerate(rows())]
+    assert [v["id"] for v in graded(write(tmp_path / "p.jsonl", numbered))["verdicts"]] == list(range(12))
+
+
 def test_marks_and_blank_lines_of_other_systems(tmp_path: Path) -> None:
     expected = graded(write(tmp_path / "p.jsonl", rows()))
     path = write(tmp_path / "q.jsonl", rows(), newline="\r\n \r\n")

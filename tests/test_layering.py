@@ -53,7 +53,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         *(f"medgrpo.{name}" for name in ("types", "answers", "policy", "prefix", "rollout")),
         *(f"medgrpo.{name}" for name in ("predictions", "group_accuracy")),
     },
-    "medgrpo.resume": {"medgrpo.types", "medgrpo.policy_module", "data_modules.base"},
+    "medgrpo.resume": {*(f"medgrpo.{name}" for name in ("types", "policy", "policy_module")), "data_modules.base"},
     "medgrpo.prediction_writer": {
         *(f"medgrpo.{name}" for name in ("types", "predictions", "runs", "resume", "evaluation", "results", "tables")),
         *(f"data_modules.{name}" for name in ("base", "curriculum", "priors")),
@@ -140,9 +140,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "data_modules.base": {
         *(f"medgrpo.{name}" for name in ("types", "prompts")),
         *(f"data_modules.{name}" for name in ("collate", "curriculum", "formats", "labels", "leaks")),
-        *(f"data_modules.{name}" for name in ("image_root", "images", "loading", "priors", "rows", "views")),
+        *(f"data_modules.{name}" for name in ("image_root", "images", "loading", "priors", "selection", "views")),
     },
-    "data_modules.views": {"medgrpo.types", "data_modules.fields"},
+    "data_modules.selection": {"medgrpo.types", *(f"data_modules.{name}" for name in ("formats", "labels", "rows"))},
+    "data_modules.views": {"medgrpo.types", "data_modules.fields", "data_modules.options"},
     "data_modules.priors": {"medgrpo.types", "medgrpo.blind", "data_modules.leaks"},
     "data_modules.split": {"medgrpo.types", "data_modules.leaks", "data_modules.options"},
     "data_modules.debias": {

@@ -441,15 +441,26 @@ def test_without_the_command_line(by_hand, folder):
         trainer(PredictionWriter()).test(module, dataloaders=data.test_dataloader(), verbose=False)
 
 
-def test_weights_that_nothing_names_are_refused(by_hand, folder, tmp_path):
+def test_weights_in_memory_are_told_apart(by_hand, folder):
+    module, data, trainer = by_hand
+    out = folder / "memory"
+    trainer().fit(module, datamodule=data)
+    for _ in range(2):
+        trainer(PredictionWriter(str(out))).test(module, datamodule=data, verbose=False)
+    assert len(keys(out)) == NUM_RECORDS
+    assert find_runs([out])[0].trained_on == TrainedOn()  # no base model, but nothing says what
+    trainer().fit(module, datamodule=data)
+    with pytest.raises(SettingsError, match="weights was .*in memory"):
+        trainer(PredictionWriter(str(out))).test(module, datamodule=data, verbose=False)
+
+
+def test_the_checkpoint_that_is_named_is_the_one_that_answers(by_hand, folder, tmp_path):
     module, data, trainer = by_hand
     out = folder / "unnamed"
     first = trainer()
     first.fit(module, datamodule=data)
     file = tmp_path / "one.ckpt"
     first.save_checkpoint(file)
-    with pytest.raises(SettingsError, match="trained in this process"):
-        trainer(PredictionWriter(str(out))).test(module, datamodule=data, verbose=False)
     writer = PredictionWriter(str(out))
     writer.ckpt_path = str(file)
     trainer(writer).test(module, datamodule=data, ckpt_path=file, verbose=False)

@@ -51,6 +51,7 @@ def test_the_least_that_a_row_needs():
     read = from_row(row, "")
     assert (read.record.id, read.record.options, read.record.answer) == ("7", ("cyst", "mass"), "B")
     assert read.truncated == (True,)  # a tag that is not closed
+    assert from_row(row | {"options": {"b": "mass", "a": "cyst"}}, "").record.options == ("cyst", "mass")
     assert from_row(row | {"completion": "<answer>b</answer>"}, "").truncated == (False,)
     assert from_row(row | {"truncated": False}, "").truncated == (False,)
     assert from_row({"id": "o", "completion": "a cyst", "gold": "cyst"}, "").record.answer_type == "open"
