@@ -188,7 +188,7 @@ class MedicalVQADataModule(LightningDataModule):
         self.shown: dict[View, list[Record]] = {}
         """The test records under each view, after ``setup``."""
         self.done: dict[View, set[str]] = {}
-        """Ids that a test or prediction leaves out: whoever keeps the answers sets it in its ``setup``."""
+        """Ids that a test or prediction leaves out: emptied by ``setup``, then set by whoever keeps the answers."""
         self.training: Training | None = None
         """What the test compares its records with, when the training files are there."""
 
@@ -367,7 +367,7 @@ class MedicalVQADataModule(LightningDataModule):
             self.eval_batch_size,
             rank=self.trainer.global_rank,
             world_size=world_size,
-            done=self.done.get(view, set()) if split in ("test", "predict") else set(),
+            done=self.done.get(view, set()),
             **self._workers(),
         )
 

@@ -11,6 +11,7 @@ import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import chain
 from random import Random
 
 from data_modules.fields import with_options
@@ -53,10 +54,11 @@ def _wrong_images(records: Sequence[Record], seed: int) -> list[Record]:
     for record in records:
         if record.images:
             group, place = places[record.id]
-            others = [group[(place + step) % len(group)] for step in range(1, min(len(group), TRIES))]
-            others = [other for other in others if not set(other.images) & set(record.images)]
-            if others:
-                other = next((o for o in others if _answer(o) != _answer(record)), others[0])
+            near = (group[(place + step) % len(group)] for step in range(1, min(len(group), TRIES)))
+            others = (other for other in near if not set(other.images) & set(record.images))
+            if first := next(others, None):
+                answer = _answer(record)
+                other = next((o for o in chain([first], others) if _answer(o) != answer), first)
                 found.append(replace(record, images=other.images))
     return found
 

@@ -95,6 +95,11 @@ class Answer:
     ``phrase in doubt``, ``empty``, ``two options``, ``letter not offered`` or ``no option matches``; empty when
     parsed."""
 
+    @property
+    def taken(self) -> str | None:
+        """The letter, or the text where there are no options; None when unparsed."""
+        return None if self.status == "unparsed" else self.choice or self.text
+
 
 def extract(completion: str, options: Sequence[str], rule: Rule = "strict", closed: bool = False) -> Answer:
     """Reads the answer of a completion.

@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import RunningStage
 
+from medgrpo.answers import extract
 from medgrpo.runs import TRAINED_ON, TrainedOn, trained_on, write_json
 from medgrpo.types import PromptBatch, Rollouts, SettingsError
 
@@ -85,7 +86,7 @@ class SamplePanel(Callback):
                 "|---" * len(header) + "|",
             ]
             for row in range(p * pl_module.num_generations, (p + 1) * pl_module.num_generations):
-                extracted = pl_module.extracted(record, rollouts.texts[row])
+                extracted = extract(rollouts.texts[row], record.options, closed=record.closed).taken
                 cells = [_cell(rollouts.texts[row]), _cell(extracted or "unparsed")]
                 cells += [f"{value:g}" for value in rollouts.rewards[row].tolist()]
                 lines.append("| " + " | ".join([*cells, f"{rollouts.advantages[row].item():+.2f}"]) + " |")

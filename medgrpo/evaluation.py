@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from medgrpo import blind
 from medgrpo.answers import extract, f1, is_correct
 from medgrpo.open_answers import normalize, yes_no
-from medgrpo.predictions import VIEWS, Prediction, View
+from medgrpo.predictions import VIEWS, Prediction
 from medgrpo.reasoning import Reasoning, check
 from medgrpo.statistics import bootstrap, majority, paired_bootstrap, pass_at_k, wilson
-from medgrpo.types import DataError, Record
+from medgrpo.types import DataError, Record, View
 
 UNKNOWN = "unknown"
 """Name of the group of questions that do not name theirs."""
@@ -132,7 +132,7 @@ def judge(prediction: Prediction) -> Judged:
         for rule in ("lenient", "strict")
     )
     return Judged(
-        answers=tuple(None if a.status == "unparsed" else a.choice if record.options else a.text for a in lenient),
+        answers=tuple(answer.taken for answer in lenient),
         correct=tuple(is_correct(answer, record) for answer in lenient),
         strict_correct=tuple(is_correct(answer, record) for answer in strict),
         unparsed=tuple(answer.status == "unparsed" for answer in lenient),

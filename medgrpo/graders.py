@@ -88,9 +88,8 @@ def ours(records: Sequence[Record], completions: Sequence[str]) -> list[Grade]:
     grades = []
     for record, completion in zip(records, completions, strict=True):
         lenient, strict = (extract(completion, record.options, rule, record.closed) for rule in ("lenient", "strict"))
-        unparsed = lenient.status == "unparsed"
-        taken = None if unparsed else lenient.choice or lenient.text
-        grades.append(Grade(taken, is_correct(lenient, record), is_correct(strict, record), unparsed))
+        correct, strict_correct = is_correct(lenient, record), is_correct(strict, record)
+        grades.append(Grade(lenient.taken, correct, strict_correct, lenient.status == "unparsed"))
     return grades
 
 

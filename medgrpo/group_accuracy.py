@@ -9,15 +9,14 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from medgrpo.evaluation import judge
-from medgrpo.predictions import VIEWS, Prediction
+from medgrpo.predictions import Prediction
 from medgrpo.types import Record
 
 
 class GroupAccuracy(Metric):
     """Accuracy during training: overall, by modality and question type, with what was unparsed and truncated.
 
-    It counts whole samples, so neither the batches nor the ranks that they come in matter. Predictions under another
-    view than ``image`` count for the accuracy of that view alone.
+    It counts whole samples, so neither the batches nor the ranks that they come in matter.
 
     Args:
         records: all records that will be judged, on every rank alike: they name the groups.
@@ -28,7 +27,7 @@ class GroupAccuracy(Metric):
     def __init__(self, records: Iterable[Record]) -> None:
         super().__init__()
         groups = sorted({name for record in records for name in _accuracies(record)} - {"accuracy"})
-        names = ("accuracy", *groups, *(f"{view}_accuracy" for view in VIEWS[1:]))
+        names = ("accuracy", *groups)
         self.row_of = {name: row for row, name in enumerate(names)}
         """Name of an accuracy -> its row in the counts."""
         self.add_state("n", torch.tensor(0), dist_reduce_fx="sum")
@@ -38,19 +37,17 @@ class GroupAccuracy(Metric):
         """Judge and count these predictions."""
         n, counts = 0, torch.zeros(self.counts.shape, dtype=torch.int64)
         for prediction in predictions:
-            judged, shown = judge(prediction), prediction.view == "image"
+            judged = judge(prediction)
             kinds = (judged.correct, judged.strict_correct, judged.unparsed, prediction.truncated)
-            names = _accuracies(prediction.record) if shown else (f"{prediction.view}_accuracy",)
-            counts[[self.row_of[name] for name in names]] += torch.tensor([len(judged.correct), *map(sum, kinds)])
-            n += shown
+            rows = [self.row_of[name] for name in _accuracies(prediction.record)]
+            counts[rows] += torch.tensor([len(judged.correct), *map(sum, kinds)])
+            n += 1
         self.n += n
         self.counts += counts.to(self.device)
 
     def compute(self) -> dict[str, Tensor]:
         """``accuracy``, ``accuracy/modality/NAME``, ``accuracy/task/NAME``, ``strict_accuracy``, ``unparsed``,
-        ``truncated``, ``n``, and e.g. ``blank_accuracy`` where that view was seen.
-
-        Shares are 0..1; groups without a prediction are left out.
+        ``truncated`` and ``n``. Shares are 0..1; groups without a prediction are left out.
         """
         total, *counted = self.counts.unbind(-1)
         accuracy, *rates = (count / total.clamp(min=1) for count in counted)

@@ -14,13 +14,12 @@ from lightning import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_warn
 
-from medgrpo.answers import extract
 from medgrpo.group_accuracy import GroupAccuracy
 from medgrpo.policy import Policy
 from medgrpo.predictions import Prediction, to_row
 from medgrpo.prefix import encode, prepare
 from medgrpo.rollout import sample
-from medgrpo.types import Completions, PromptBatch, Record, SettingsError
+from medgrpo.types import Completions, PromptBatch, SettingsError
 
 STOP_TOKENS = ("<|im_end|>", "<|endoftext|>")
 """Any of these ends a completion."""
@@ -133,11 +132,17 @@ class PolicyModule(LightningModule):
     def answer(self, prompts: PromptBatch, num_generations: int | None = None) -> list[Prediction]:
         """What the policy says to each question: greedily, or several samples of it.
 
+        A batch that does not fit into memory is answered in halves, and so are later ones of that size.
+
         Args:
-            prompts: the questions.
+            prompts: [P] the questions.
             num_generations: answers to each, 1 is greedy; None is ``num_generations_eval``.
 
-        A batch that does not fit into memory is answered in halves, and so are later ones of that size.
+        Returns:
+            [P] what was said, in the order of the questions.
+
+        Raises:
+            SettingsError: one question alone does not fit into memory.
         """
         if self.fitting_batch is None or len(prompts) <= self.fitting_batch:
             try:
@@ -160,7 +165,7 @@ class PolicyModule(LightningModule):
         return [prediction for part in parts for prediction in self.answer(prompts.select(part), num_generations)]
 
     def _answer(self, prompts: PromptBatch, k: int) -> list[Prediction]:
-        completions = self.complete(prompts, k, greedy=k == 1)
+        completions = self.complete(prompts, k)
         texts, lengths = self.decode(completions), completions.mask.sum(1).tolist()
         cut = (~completions.finished).tolist()
         groups = [slice(p * k, (p + 1) * k) for p in range(len(prompts))]
@@ -170,8 +175,11 @@ class PolicyModule(LightningModule):
         ]
 
     @torch.no_grad()
-    def complete(self, prompts: PromptBatch, num_generations: int, greedy: bool) -> Completions:
-        """Completions of questions outside of training; what one question draws depends on it and the seed alone."""
+    def complete(self, prompts: PromptBatch, num_generations: int) -> Completions:
+        """Completions of questions outside of training: greedily, or several that are drawn.
+
+        What is drawn for a question depends on it and the seed alone.
+        """
         network = self.policy.network
         prepared = prepare(network, prompts, self.device, self.policy.freeze_vision)
         return sample(
@@ -185,13 +193,8 @@ class PolicyModule(LightningModule):
             generator=[_generator(self.seed, record.id, prompts.view) for record in prompts.records],
             static=self.policy.decodes_static,
             on_token=self.on_rollout_token,
-            **({"temperature": 0.0} if greedy else self.sampling),
+            **({"temperature": 0.0} if num_generations == 1 else self.sampling),
         )
-
-    def extracted(self, record: Record, completion: str) -> str | None:
-        """The answer read from a completion, None when unparsed."""
-        answer = extract(completion, record.options, closed=record.closed)
-        return answer.choice if record.options else answer.text
 
     def decode(self, completions: Completions) -> list[str]:
         """[N] texts without special tokens."""

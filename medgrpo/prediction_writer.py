@@ -222,7 +222,7 @@ def _check_same_questions(path: Path, answered: Sequence[Prediction], asked: dic
         if other or (now is None and ("image", prediction.record.id) not in asked):
             raise DataError(
                 f"{path} has an answer to {prediction.record.id!r}, which "
-                f"{'is another question now' if other else 'is not among the questions'}: set a new predictions.dirpath"
+                f"{'is another question now' if other else 'is not among the questions'}: set a new {OPTION}"
             )
 
 

@@ -81,7 +81,7 @@ def to_row(prediction: Prediction) -> dict[str, Any]:
     }
     verdicts = {
         "gold": record.answer,
-        "answer": answer.choice if record.options else answer.text,
+        "answer": answer.taken,
         "correct": is_correct(answer, record),
         "strict_correct": verdict(record, texts[0], "strict") == "right",
     }

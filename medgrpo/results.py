@@ -131,12 +131,11 @@ def _result(prediction: Prediction) -> tuple[dict[str, Any], bool]:
     }
     ours = {name: value for name, value in to_row(first).items() if name in _OURS}
     answer = extract(completion, record.options, rule="lenient", closed=record.closed)
-    extracted = answer.choice if record.options else answer.text if answer.status == "parsed" else None
     result = {
         "question": seeds | ours,
         "ground_truth": record.answer,
         "model_output": completion,
-        "extracted_answer": extracted,
+        "extracted_answer": answer.taken,
     }
     return result, is_correct(answer, record)
 

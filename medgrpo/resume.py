@@ -18,7 +18,7 @@ from medgrpo.types import DataError, SettingsError
 BLOCK = 2**16
 """Bytes that are looked at together."""
 
-BLOCKS = 1024
+NUM_BLOCKS = 1024
 """Of a file of weights: the whole of one up to 64 MiB, evenly spaced parts of a larger one."""
 
 
@@ -60,8 +60,11 @@ def settings_of(
 
 def fingerprint(path: str) -> str:
     """16 hex digits that change with the weights in a folder or checkpoint, but not with where it is or when it was
-    copied: from the size of each file and `BLOCKS` parts of it. Both ends would not do: a safetensors file begins with
-    names, and that of a whole model ends with a vision tower that may not have trained."""
+    copied: from the size of each file and `NUM_BLOCKS` parts of it.
+
+    Both ends would not do: a safetensors file begins with names, and that of a whole model ends with a vision tower
+    that may not have trained.
+    """
     folder = Path(path)
     files = (
         [folder] if folder.is_file() else [f for f in sorted(folder.iterdir()) if f.suffix in (".safetensors", ".bin")]
@@ -71,7 +74,7 @@ def fingerprint(path: str) -> str:
         size = file.stat().st_size
         digest.update(f"{file.name if folder.is_dir() else ''} {size}".encode())
         with file.open("rb") as opened:
-            for start in (*range(0, size, max(BLOCK, size // BLOCKS)), max(0, size - BLOCK)):
+            for start in (*range(0, size, max(BLOCK, size // NUM_BLOCKS)), max(0, size - BLOCK)):
                 opened.seek(start)
                 digest.update(opened.read(BLOCK))
     return digest.hexdigest()[:16]

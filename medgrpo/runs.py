@@ -87,11 +87,10 @@ class Run:
 
     @property
     def mode(self) -> str:
-        """``think``, ``nothink`` or ``think_after`` by the prompt's name; else empty."""
-        for mode in ("think_after", "nothink", "think"):
-            if mode in self.prompt.split(" ")[0].lower():
-                return mode
-        return ""
+        """``think``, ``nothink`` or ``think_after`` by the name of the preset; empty for others and for a text."""
+        if "{Question}" in self.prompt:
+            return ""
+        return next((mode for mode in ("think_after", "nothink", "think") if mode in self.prompt.lower()), "")
 
 
 def find_runs(paths: Iterable[str | Path]) -> list[Run]:

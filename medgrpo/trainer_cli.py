@@ -8,7 +8,7 @@ import warnings
 from jsonargparse.typing import NonNegativeInt
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-from data_modules.base import MedicalVQADataModule
+from data_modules.classes import MedicalVQADataModule  # and its subclasses, for --data.help
 from medgrpo.callbacks import Checkpoint, RolloutProgressBar, SamplePanel, ScheduleCheck
 from medgrpo.module import GRPOModule
 from medgrpo.prediction_writer import PredictionWriter

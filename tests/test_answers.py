@@ -654,3 +654,16 @@ def test_unparsed_apart_from_wrong():
     assert not is_correct(block("MRI"), record())
     assert not is_correct(block("E"), record())
     assert not is_correct(block(""), record(options=(), answer=""))
+
+
+@pytest.mark.parametrize(
+    ("completion", "options", "taken"),
+    [
+        ("<answer>b</answer>", ("CT", "MRI"), "B"),
+        ("<answer>neither</answer>", ("CT", "MRI"), None),
+        ("<answer>pleural effusion</answer>", (), "pleural effusion"),
+        ("The answer may be pneumonia.", (), None),  # in doubt: there is a text, and yet no answer
+    ],
+)
+def test_what_is_taken_is_a_letter_or_a_text_or_nothing(completion, options, taken):
+    assert extract(completion, options, "lenient").taken == taken

@@ -14,9 +14,9 @@ def record(index, modality="", task="", answer="A"):
     return Record(f"r{index}", "", "What?", ("cyst", "mass", "normal"), answer, (f"{index}.png",), modality, task)
 
 
-def said_to(record, *letters, view="image"):
+def said_to(record, *letters):
     completions = tuple(f"<answer>{letter}</answer>" if letter else "I cannot tell." for letter in letters)
-    return Prediction(record, completions, tuple(not letter for letter in letters), view=view)
+    return Prediction(record, completions, tuple(not letter for letter in letters))
 
 
 RECORDS = [
@@ -59,14 +59,11 @@ def test_group_accuracy_is_over_samples():
     assert values["truncated"] == pytest.approx(1 / 6)
 
 
-def test_group_accuracy_keeps_lenient_and_strict_and_the_views_apart():
+def test_group_accuracy_keeps_lenient_and_strict_apart():
     metric = GroupAccuracy(RECORDS)
-    twice = Prediction(RECORDS[0], ("<answer>B</answer><answer>A</answer>",), (False,))
-    metric.update([twice, said_to(RECORDS[1], "B", view="blank"), said_to(RECORDS[2], "B", view="blank")])
+    metric.update([Prediction(RECORDS[0], ("<answer>B</answer><answer>A</answer>",), (False,))])
     values = metric_values(metric)
     assert (values["accuracy"], values["strict_accuracy"], values["n"]) == (1.0, 0.0, 1.0)
-    assert values["blank_accuracy"] == 1 / 2
-    assert "shuffled_accuracy" not in values
 
 
 def test_groups_without_a_prediction_are_left_out():
@@ -78,13 +75,12 @@ def test_groups_without_a_prediction_are_left_out():
 
 @st.composite
 def runs(draw):
-    """Predictions of a few questions under several views."""
+    """Predictions of a few questions."""
     predictions = []
     for i in range(draw(st.integers(1, 6))):
         asked = record(i, draw(st.sampled_from(["ct", "mri", ""])), answer=draw(st.sampled_from("ABC")))
-        for view in ("image", *draw(st.sets(st.sampled_from(["blank", "shuffled"])))):
-            letters = draw(st.lists(st.sampled_from(["A", "B", "C", None]), min_size=1, max_size=3))
-            predictions.append(said_to(asked, *letters, view=view))
+        letters = draw(st.lists(st.sampled_from(["A", "B", "C", None]), min_size=1, max_size=3))
+        predictions.append(said_to(asked, *letters))
     return predictions
 
 

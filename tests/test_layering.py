@@ -50,8 +50,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "medgrpo.comparison": {f"medgrpo.{name}" for name in ("types", "predictions", "evaluation", "statistics")},
     "medgrpo.tables": {f"medgrpo.{name}" for name in ("evaluation", "comparison")},
     "medgrpo.policy_module": {
-        *(f"medgrpo.{name}" for name in ("types", "answers", "policy", "prefix", "rollout")),
-        *(f"medgrpo.{name}" for name in ("predictions", "group_accuracy")),
+        *(f"medgrpo.{name}" for name in ("types", "policy", "prefix", "rollout", "predictions", "group_accuracy")),
     },
     "medgrpo.resume": {*(f"medgrpo.{name}" for name in ("types", "policy", "policy_module")), "data_modules.base"},
     "medgrpo.prediction_writer": {
@@ -70,7 +69,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         f"medgrpo.{name}" for name in ("runs", "evaluation", "comparison", "reasoning", "tables")
     },
     "medgrpo.report.examples": {
-        *(f"medgrpo.{name}" for name in ("types", "predictions", "runs", "evaluation", "statistics")),
+        *(f"medgrpo.{name}" for name in ("types", "answers", "predictions", "runs", "evaluation", "statistics")),
         *(f"data_modules.{name}" for name in ("image_root", "images")),
     },
     "medgrpo.report.page": {"medgrpo.report.content", "medgrpo.report.examples"},
@@ -83,12 +82,12 @@ MAY_IMPORT: dict[str, set[str]] = {
         f"medgrpo.{name}"
         for name in CORE | {"evaluation", "metrics", "passes", "policy_module", "vision_cache", "limits"}
     },
-    "medgrpo.callbacks": {"medgrpo.types", "medgrpo.runs"},
+    "medgrpo.callbacks": {"medgrpo.types", "medgrpo.answers", "medgrpo.runs"},
     "medgrpo.profiling": {"medgrpo.types", "medgrpo.metrics"},
     "medgrpo.blind": {"medgrpo.types"},
     "medgrpo.trainer_cli": {
         *(f"medgrpo.{name}" for name in ("types", "module", "callbacks", "prediction_writer", "profiling", "probe")),
-        "data_modules.base",
+        *(f"data_modules.{name}" for name in ("base", "classes")),
     },
     "medgrpo.difficulty": {
         *(f"medgrpo.{name}" for name in ("types", "answers", "blind", "trainer_cli", "module", "policy", "runs")),
@@ -170,7 +169,8 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 THIN = ("ct", "mri", "xray", "ultrasound", "fundus", "dermoscopy", "microscopy", "oct", "tasks")
 MAY_IMPORT |= {f"data_modules.{name}": {"data_modules.base"} for name in THIN}
-MAY_IMPORT["data_modules"] = {f"data_modules.{name}" for name in ("base", *THIN)}
+MAY_IMPORT["data_modules.classes"] = {f"data_modules.{name}" for name in ("base", *THIN)}
+MAY_IMPORT["data_modules"] = {"data_modules.classes"}
 
 # Modules of pure functions and plain data -> everything that they may import besides the standard library and ours.
 PURE: dict[str, set[str]] = {
@@ -273,11 +273,23 @@ def test_a_wrong_arrow_is_seen(module, source, wrong):
     assert forbidden(module, source) == wrong
 
 
+@pytest.mark.parametrize("command", ["grade", "compare", "report", "data"])
+def test_commands_without_a_model_answer_at_once(command):
+    code = (
+        "import sys\nfrom medgrpo.cli import main\n"
+        f"sys.argv = ['medgrpo', {command!r}, '--help']\n"
+        "try:\n    main()\nexcept SystemExit:\n"
+        "    print([name for name in ('lightning', 'transformers', 'matplotlib') if name in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert result.stdout.splitlines()[-1] == "[]"
+
+
 def test_commands_start_without_loading_models():
     """``medgrpo --help`` answers at once. (Lightning's torchmetrics imports the top level of transformers.)"""
     heavy = ("peft", "bitsandbytes", "trl", "datasets", "transformers.modeling_utils", "transformers.models.qwen2_vl")
     code = (
-        "import sys, data_modules, medgrpo, medgrpo.cli\n"
+        "import sys, data_modules.classes, medgrpo, medgrpo.cli\n"
         f"print([name for name in {heavy} if any(loaded.startswith(name) for loaded in sys.modules)])"
     )
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

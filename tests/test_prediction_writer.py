@@ -22,7 +22,7 @@ from medgrpo.policy_module import PolicyModule
 from medgrpo.prediction_writer import PredictionWriter
 from medgrpo.predictions import read_predictions
 from medgrpo.results import read_results
-from medgrpo.resume import BLOCK, BLOCKS, fingerprint
+from medgrpo.resume import BLOCK, NUM_BLOCKS, fingerprint
 from medgrpo.rewards import AccuracyReward
 from medgrpo.runs import TrainedOn, find_runs, trained_on
 from medgrpo.trainer_cli import main
@@ -375,10 +375,10 @@ def test_weights_change_their_fingerprint_wherever_they_change(tmp_path):
     file.write_bytes(content)
     assert fingerprint(str(tmp_path)) == before
     with file.open("wb") as opened:
-        opened.truncate(3 * BLOCK * BLOCKS)
+        opened.truncate(3 * BLOCK * NUM_BLOCKS)
     large = fingerprint(str(tmp_path))
     with file.open("rb+") as opened:
-        opened.seek(BLOCK * BLOCKS)
+        opened.seek(BLOCK * NUM_BLOCKS)
         opened.write(b"x" * 3 * BLOCK)
     assert fingerprint(str(tmp_path)) != large
 

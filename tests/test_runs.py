@@ -36,6 +36,11 @@ def test_what_is_not_said_is_unknown(tmp_path):
     assert (run.settings, run.image_root, run.trained_on, run.prompt, run.mode) == ({}, ".", None, "", "")
 
 
+def test_a_text_of_ones_own_has_no_mode(tmp_path):
+    (run,) = find_runs([make(tmp_path / "a", {"settings": {"data.prompt": "Think. {Question}"}})])
+    assert run.mode == ""
+
+
 def test_names_are_the_parts_of_the_paths_that_differ(tmp_path):
     for name in ("ct/test", "mri/test"):
         make(tmp_path / "runs" / name)

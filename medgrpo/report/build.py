@@ -200,25 +200,25 @@ def _file_name(matrix: Matrix) -> str:
 
 def _heatmaps(grids: Sequence[Matrix], folder: Path) -> Iterator[Picture]:
     for matrix in grids:
-        figures.heatmap(matrix, path := folder / f"{_file_name(matrix)}.png")
+        figures.save(figures.draw_heatmap(matrix), path := folder / f"{_file_name(matrix)}.png")
         yield path, matrix.title, matrix.notes
 
 
 def _run_figures(runs: Sequence[Run], summaries: Mapping[str, Summary], folder: Path) -> Iterator[Picture]:
     points = modes(runs, summaries)
     if len({point.mode for point in points}) > 1:
-        figures.bars(points, path := folder / "modes.png")
+        figures.save(figures.draw_bars(points), path := folder / "modes.png")
         yield path, "Accuracy by prompt mode, of the last checkpoint of each", caveats(runs, points)
     series = steps(runs, summaries)
     if any(len(each.points) > 1 for each in series):
-        figures.step_lines(series, path := folder / "accuracy_by_step.png")
+        figures.save(figures.draw_steps(series), path := folder / "accuracy_by_step.png")
         yield path, "Accuracy by checkpoint step", caveats(runs, [point for each in series for point in each.points])
 
 
 def _curve_figures(curves: Sequence[Curve], folder: Path) -> Iterator[Picture]:
     for tag in TAGS:
         if any(curve.tag == tag for curve in curves):
-            figures.curve_lines(curves, tag, path := folder / f"{tag.replace('/', '_')}.png")
+            figures.save(figures.draw_curves(curves, tag), path := folder / f"{tag.replace('/', '_')}.png")
             yield path, f"{figures.CURVES[tag][0]}, by optimizer step", ()
 
 

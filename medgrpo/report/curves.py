@@ -29,15 +29,14 @@ class Curve:
     """[n] as logged; NaN stays NaN."""
 
 
-def find_curves(paths: Iterable[str | Path], tags: Sequence[str] = TAGS) -> list[Curve]:
-    """The curves of every folder with event files among and below ``paths``, by folder, then in the order of ``tags``.
+def find_curves(paths: Iterable[str | Path]) -> list[Curve]:
+    """The curves of every folder with event files among and below ``paths``, by folder, then in the order of ``TAGS``.
 
     A folder is a run, however often it was resumed: of the values that its files have for one step the one written
     last counts. A last record that was cut off by a crash is left out. Tags without a value give no curve.
 
     Args:
         paths: folders, or event files.
-        tags: names of the scalars.
 
     Raises:
         DataError: a path that does not exist.
@@ -45,12 +44,12 @@ def find_curves(paths: Iterable[str | Path], tags: Sequence[str] = TAGS) -> list
     folders: dict[Path, list[Path]] = defaultdict(list)
     for file in dict.fromkeys(file.resolve() for path in paths for file in _event_files(Path(path))):
         folders[file.parent].append(file)
-    found = {folder: _read(events, tags) for folder, events in folders.items()}
+    found = {folder: _read(events) for folder, events in folders.items()}
     found = {folder: scalars for folder, scalars in found.items() if scalars}
     return [
         Curve(name, tag, *zip(*sorted(scalars[tag].items()), strict=True))
         for name, scalars in zip(_names(list(found)), found.values(), strict=True)
-        for tag in tags
+        for tag in TAGS
         if tag in scalars
     ]
 
@@ -61,24 +60,24 @@ def _event_files(path: Path) -> list[Path]:
     return [path] if path.is_file() else sorted(file for file in path.rglob(EVENTS) if file.is_file())
 
 
-def _read(files: Iterable[Path], tags: Sequence[str]) -> dict[str, dict[int, float]]:
+def _read(files: Iterable[Path]) -> dict[str, dict[int, float]]:
     """Values by tag and step."""
-    points = sorted((point for file in files for point in _scalars(file, frozenset(tags))), key=itemgetter(0))
+    points = sorted((point for file in files for point in _scalars(file)), key=itemgetter(0))
     scalars: dict[str, dict[int, float]] = defaultdict(dict)
     for _, tag, step, value in points:
         scalars[tag][step] = value
     return scalars
 
 
-def _scalars(file: Path, tags: frozenset[str]) -> Iterator[tuple[float, str, int, float]]:
-    """Wall time in seconds, tag, step and value of each scalar in an event file."""
+def _scalars(file: Path) -> Iterator[tuple[float, str, int, float]]:
+    """Wall time in seconds, tag, step and value of each scalar of ``TAGS`` in an event file."""
     # `EventFileLoader` would convert every image and histogram of the run as well.
     from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
     from tensorboard.util.tensor_util import make_ndarray
 
     for event in LegacyEventFileLoader(str(file)).Load():
         for value in event.summary.value:
-            if value.tag not in tags:
+            if value.tag not in TAGS:
                 continue
             if value.HasField("simple_value"):
                 yield event.wall_time, value.tag, event.step, value.simple_value

@@ -21,6 +21,7 @@ from PIL import Image
 
 from data_modules.image_root import ImageRoot
 from data_modules.images import open_rgb
+from medgrpo.answers import verdict
 from medgrpo.evaluation import judge, said
 from medgrpo.predictions import Prediction
 from medgrpo.runs import Run
@@ -82,18 +83,9 @@ def questions(runs: Sequence[Run]) -> list[Question]:
                 key = (record.id, record.question, record.options, record.answer, record.images)
                 found.setdefault(key, (record, {}))[1][run.name] = predictions
     return [
-        Question(record, asked, {name: verdicts(views["image"]) for name, views in asked.items()})
+        Question(record, asked, {name: _verdicts(views["image"]) for name, views in asked.items()})
         for record, asked in found.values()
     ]
-
-
-def verdicts(prediction: Prediction) -> tuple[str, ...]:
-    """``right``, ``wrong`` or ``unparsed`` for each sample, by the lenient rule."""
-    judged = judge(prediction)
-    return tuple(
-        "unparsed" if unparsed else "right" if correct else "wrong"
-        for correct, unparsed in zip(judged.correct, judged.unparsed, strict=True)
-    )
 
 
 def choose(asked: Sequence[Question], count: int) -> list[Question]:
@@ -189,6 +181,11 @@ def shown(text: str, limit: int) -> str:
     return f"{text[:head]} [... {len(text) - limit:,} characters left out ...] {text[len(text) - tail :]}"
 
 
+def _verdicts(prediction: Prediction) -> tuple[str, ...]:
+    """Of each sample, by the lenient rule."""
+    return tuple(verdict(prediction.record, completion, "lenient") for completion in prediction.completions)
+
+
 def _answers(question: Question, names: Sequence[str]) -> list[dict[str, Any] | None]:
     """With completions as long as the size of an example allows."""
     for limit in (MAX_TEXT, 1000, 500, 250, 100, 0):
@@ -201,15 +198,15 @@ def _answers(question: Question, names: Sequence[str]) -> list[dict[str, Any] | 
 
 def _answer(question: Question, name: str, limit: int) -> dict[str, Any]:
     views = question.predictions[name]
-    prediction, verdicts_ = views["image"], question.verdicts[name]
+    prediction, verdicts = views["image"], question.verdicts[name]
     answers = judge(prediction).answers
-    samples = zip(prediction.completions, answers, verdicts_, prediction.truncated, strict=True)
+    samples = zip(prediction.completions, answers, verdicts, prediction.truncated, strict=True)
     k = len(answers)
     return {
-        "right": round(verdicts_.count("right") / k, 4),
+        "right": round(verdicts.count("right") / k, 4),
         "read": _short(majority([said(question.record, answer) for answer in answers])),
-        "verdicts": sorted({*verdicts_, *(["truncated"] if any(prediction.truncated) else [])}),
-        "note": f"{verdicts_.count('right')} of {k} samples right; {min(k, MAX_SAMPLES)} shown" if k > 1 else "",
+        "verdicts": sorted({*verdicts, *(["truncated"] if any(prediction.truncated) else [])}),
+        "note": f"{verdicts.count('right')} of {k} samples right; {min(k, MAX_SAMPLES)} shown" if k > 1 else "",
         "samples": [
             {"text": shown(text, limit), "read": _short(answer), "verdict": verdict, "truncated": truncated}
             for text, answer, verdict, truncated in list(samples)[:MAX_SAMPLES]
@@ -223,7 +220,7 @@ def _other(name: str, prediction: Prediction) -> dict[str, Any]:
     record, answer = prediction.record, judge(prediction).answers[0]
     if answer is not None and record.options:
         answer = record.options[record.letters.index(answer)]
-    return {"name": name, "read": _short(answer), "verdict": verdicts(prediction)[0]}
+    return {"name": name, "read": _short(answer), "verdict": _verdicts(prediction)[0]}
 
 
 def _short(answer: str | None) -> str | None:

@@ -56,26 +56,6 @@ LONGEST_NAME = 60
 """Characters of the name of a row or column."""
 
 
-def heatmap(matrix: Matrix, path: str | Path) -> None:
-    """Write ``draw_heatmap`` as PNG."""
-    _save(draw_heatmap(matrix), path)
-
-
-def bars(points: Sequence[Point], path: str | Path) -> None:
-    """Write ``draw_bars`` as PNG."""
-    _save(draw_bars(points), path)
-
-
-def step_lines(series: Sequence[Series], path: str | Path) -> None:
-    """Write ``draw_steps`` as PNG."""
-    _save(draw_steps(series), path)
-
-
-def curve_lines(curves: Sequence[Curve], tag: str, path: str | Path) -> None:
-    """Write ``draw_curves`` as PNG."""
-    _save(draw_curves(curves, tag), path)
-
-
 def draw_heatmap(matrix: Matrix) -> Figure:
     """Cells in percent, or percentage points of gain, with the row means beside them.
 
@@ -221,17 +201,17 @@ def draw_curves(curves: Sequence[Curve], tag: str) -> Figure:
     return figure
 
 
-def _figure(height: float) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(WIDTH, height), dpi=DPI, layout="constrained", facecolor="white")
-    return figure, figure.subplots()
-
-
-def _save(figure: Figure, path: str | Path) -> None:
-    """A palette makes the file three times smaller; neither a date nor a version is in it."""
+def save(figure: Figure, path: str | Path) -> None:
+    """Write a PNG. A palette makes the file three times smaller; neither a date nor a version is in it."""
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     image = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
     image.quantize(256, dither=Image.Dither.NONE).save(path, format="PNG", optimize=True)
+
+
+def _figure(height: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(WIDTH, height), dpi=DPI, layout="constrained", facecolor="white")
+    return figure, figure.subplots()
 
 
 def _percent(share: float, signed: bool = False) -> str:
