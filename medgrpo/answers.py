@@ -9,7 +9,8 @@ Only what stands outside the reasoning, before it or after it, is ever read as a
 
 ``strict``, for rewards: there is one closed ``<answer> </answer>`` block, and no other answer tag.
 ``lenient``, for answers of models that were not trained on the tags: the last closed block. Where there is no answer
-tag at all, the last ``\\boxed{}``; where there is no box either, what follows the last "the answer is" or "Answer:".
+tag at all, the last ``\\boxed{}``; where there is no box either, what follows the last "the answer is" or "Answer:";
+without such a phrase, a completion that is nothing but an answer, as ``B.`` is.
 A block, box or phrase that was begun and not ended, as when the completion was cut off, is not replaced by another.
 """
 
@@ -41,7 +42,7 @@ _BRACE = re.compile(
 
 # Every pattern of phrases starts at one place or looks back a bounded way: a long completion takes linear time.
 _PHRASE = re.compile(
-    r"\banswers?\b(?:[\s*_]{0,4}(?:(?:to|for) (?:the|this) question[\s*_]{0,4})?"
+    r"(?:\banswers?|(?<=\bcorrect )(?:option|choice))\b(?:[\s*_]{0,4}(?:(?:to|for) (?:the|this) question[\s*_]{0,4})?"
     r"(?:(?P<says>:|is\b)|(?:isn|are|was|were|can|could|may|might|must|should|would|will)\b)"
     r"|(?<=final answer)(?P<heading>[^\w\n]{0,4})(?=\n))",
     re.IGNORECASE,
@@ -62,7 +63,7 @@ _LOOK_BACK = 80
 # What a text or phrase says, folded: words before the choice, the letter, a letter that labels a text, what may follow.
 _OPENING = re.compile(r"""[\s*_:"'“‘$]*""")
 _MARKUP = re.compile(r"\*\*|__|`")
-_QUOTED = re.compile(r"""(["'*_$])(.+)\1|[“‘](.+)[”’]""")
+_QUOTED = re.compile(r"""(["'*_$])(.+)\1|[“‘](.+)[”’]|\[(.+)\]|\\boxed\s*\{(.+)\}""")
 _END = re.compile(r"\)?\.?$")
 _NOUN = re.compile(r"(?:(?:option|choice|letter) )?")
 _HEDGE = re.compile(rf"(?:(?:most likely|likely|probably|clearly|therefore|thus) )?{_NOUN.pattern}")
@@ -107,8 +108,9 @@ def extract(completion: str, options: Sequence[str], rule: Rule = "strict", clos
     In a block or box a choice is named by its letter (``C``, ``c``, ``(C)``, ``C.``, ``C)``, ``C:``), by the letter and
     the text of that same option (``C) CT``, ``C. CT``, ``C: CT``, ``(C) CT``), or by the exact text of one option.
     Texts are compared up to case, white space and a final period. The readings that hold must agree on one option.
-    Where there is none, the same is read without bold type, quotes and the word ``option`` around it, and with another
-    mark between letter and text (``**C**``, ``Option C``, ``C - CT``, ``CT (C)``); any other word makes it no answer.
+    Where there is none, the same is read without bold type, quotes, brackets, a box and the word ``option`` around it,
+    and with another mark between letter and text (``**C**``, ``Option C``, ``C - CT``, ``CT (C)``); any other word
+    makes it no answer. A completion without block, box and phrase must be such a text as a whole.
     After a phrase these forms are read where they begin it, alone, ended by a period, or followed by reasons
     (``because``, ``which``, ``not A``); an article before a text is skipped, so that "a cyst" is not option A.
 
@@ -151,6 +153,11 @@ def extract(completion: str, options: Sequence[str], rule: Rule = "strict", clos
         for phrase in reversed(list(_PHRASE.finditer(part))):
             if _LEAD.search(part, max(0, phrase.start() - _LOOK_BACK), phrase.start()):
                 return _read_phrase(reasoning, part, phrase, options, closed)
+    said = [part.strip() for part in rest if part.strip()]
+    if len(said) == 1:
+        named = _choices(said[0], options)
+        if len(named) == 1 or (closed and normalize(said[0]) in ("yes", "no")):
+            return _read(reasoning, said[0], options, named, closed)
     return Answer(reasoning, None, None, "unparsed", "no closed answer block")
 
 
@@ -293,7 +300,7 @@ def _choices_marked(text: str, options: Sequence[str]) -> set[str]:
     """The letter of the one option that the whole text names, less what marks it as the choice; else empty."""
     said = " ".join(_MARKUP.sub("", text).split()).casefold()
     if quoted := _QUOTED.fullmatch(said):  # at both ends: "T2*" is not T2
-        said = quoted[2] or quoted[3]
+        said = next(filter(None, quoted.groups()[1:])).strip()
     start = _NOUN.match(said).end()
     texts = [_normal(option) for option in options]
     readings = _letters_at(said, start, texts) + _texts_at(said, start, texts)

@@ -35,6 +35,8 @@ class Comparison:
     """McNemar's exact test on ``only_first`` and ``only_second``."""
     missing: int
     """Questions that one run alone has; not compared."""
+    samples: int
+    """Most samples of a question in either run."""
 
 
 def compare(first: Iterable[Prediction], second: Iterable[Prediction]) -> Comparison:
@@ -70,6 +72,7 @@ def compare(first: Iterable[Prediction], second: Iterable[Prediction]) -> Compar
         high=high,
         p_value=mcnemar(counts[True, False], counts[False, True]),
         missing=len(ours.keys() ^ theirs.keys()),
+        samples=max(len(found[id_].completions) for found in (ours, theirs) for id_ in common),
     )
 
 

@@ -20,31 +20,28 @@ from medgrpo.types import DataError, UserError
 
 
 def run_grade(args: argparse.Namespace) -> None:
-    """Grade saved completions."""
+    """Grade saved completions; of several samples of a question each, so that shares are means over samples."""
     path = Path(args.file)
     predictions = [p for p in _read(path) if p.view == "image"]
     if not predictions:
         raise DataError(f"{args.file}: expected predictions of questions as they are (view image), got none")
     name = grader_name(args.grader)
-    grades = grade(name, [p.record for p in predictions], [p.completions[0] for p in predictions])
+    samples = [(p, number) for p in predictions for number in range(len(p.completions))]
+    grades = grade(name, [p.record for p, _ in samples], [p.completions[number] for p, number in samples])
     # Numbers stay numbers in the verdicts.
     given = {str(row["id"]): row["id"] for _, row in read_rows(path)} if path.is_file() and not is_results(path) else {}
-    n = len(predictions)
     report: dict[str, Any] = {
         "grader": name,
-        "n": n,
-        "strict": sum(g.strict_correct for g in grades) / n,
-        "lenient": sum(g.correct for g in grades) / n,
-        "unparsed": sum(g.unparsed for g in grades) / n,
-        "truncated": sum(p.truncated[0] for p in predictions) / n,
+        "n": len(predictions),
+        "strict": sum(g.strict_correct for g in grades) / len(samples),
+        "lenient": sum(g.correct for g in grades) / len(samples),
+        "unparsed": sum(g.unparsed for g in grades) / len(samples),
+        "truncated": sum(p.truncated[number] for p, number in samples) / len(samples),
         "verdicts": [
-            {
-                "id": given.get(p.record.id, p.record.id),
-                "extracted": g.extracted,
-                "correct": g.correct,
-                "strict_correct": g.strict_correct,
-            }
-            for p, g in zip(predictions, grades, strict=True)
+            {"id": given.get(p.record.id, p.record.id)}
+            | ({"sample": number} if len(p.completions) > 1 else {})
+            | {"extracted": g.extracted, "correct": g.correct, "strict_correct": g.strict_correct}
+            for (p, number), g in zip(samples, grades, strict=True)
         ],
     }
     if args.results:
@@ -55,7 +52,7 @@ def run_grade(args: argparse.Namespace) -> None:
         figures = ", ".join(
             f"{key} {100 * report[key]:.2f} %" for key in ("lenient", "strict", "unparsed", "truncated")
         )
-        print(f"{name}: n {n}, {figures}")
+        print(f"{name}: n {report['n']}, {figures}")
 
 
 def run_compare(args: argparse.Namespace) -> None:

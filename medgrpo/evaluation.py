@@ -67,7 +67,8 @@ class Cell:
     accuracy: float
     """By the lenient rule."""
     low: float
-    """95 % Wilson interval of ``accuracy``, as a share of n independent questions."""
+    """95 % interval of ``accuracy``: Wilson's, as a share of n independent questions; of a mean over several samples
+    that by bootstrap."""
     high: float
     boot_low: float
     """95 % bootstrap interval of ``accuracy`` over images: questions about one image are not independent."""
@@ -259,7 +260,6 @@ def _cell(questions: Sequence[_Question]) -> Cell:
     records = [question.prediction.record for question in questions]
     images = [question.prediction.image_key for question in questions]
     shares = [_mean(question.judged.correct) for question in questions]
-    low, high = wilson(sum(shares), len(questions))
     boot_low, boot_high = bootstrap(shares, images)
     prior = [
         question.prediction.option_prior == question.prediction.record.answer
@@ -277,6 +277,7 @@ def _cell(questions: Sequence[_Question]) -> Cell:
     shuffled, order_changed = _under("shuffled", questions)
     overlap = [_mean(q.judged.f1) for q in questions if q.prediction.record.answer_type == "open"]
     k = min(len(question.judged.correct) for question in questions)
+    low, high = wilson(sum(shares), len(questions)) if k == 1 else (boot_low, boot_high)
     return Cell(
         n=len(questions),
         images=len(set(images)),

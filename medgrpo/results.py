@@ -57,7 +57,7 @@ def is_results(path: str | Path) -> bool:
 
 
 def write_results(path: str | Path, predictions: Iterable[Prediction]) -> None:
-    """Write the predictions of the view ``image``, the first completion of each: the file is whole or not there.
+    """Write the predictions of the view ``image``, one result for each completion: the file is whole or not there.
 
     ``accuracy`` and ``extracted_answer`` are by the lenient rule. ASCII, as the seeds write it.
 
@@ -68,9 +68,10 @@ def write_results(path: str | Path, predictions: Iterable[Prediction]) -> None:
     for prediction in predictions:
         if prediction.view != "image":
             continue
-        result, correct = _result(prediction)
-        results.append(result)
-        right += correct
+        for number in range(len(prediction.completions)):
+            result, correct = _result(prediction, number)
+            results.append(result)
+            right += correct
     if not results:
         raise DataError(f"{path}: expected at least one prediction of the view `image`, got none; nothing is written")
     path = Path(path)
@@ -109,27 +110,33 @@ def read_results(path: str | Path) -> list[Prediction]:
     for index, result in enumerate(content["results"]):
         place = f"{path}, results[{index}]"
         prediction = _prediction(result, index, place, modality, task)
-        if prediction.record.id in found:
+        first = found.get(prediction.record.id)
+        if first is None:
+            found[prediction.record.id] = prediction
+        elif result["question"].get("sample") == len(first.completions):
+            found[prediction.record.id] = _joined(first, prediction)
+        else:
             raise DataError(f"{place}: the id {prediction.record.id!r} is also of one before it; ids must be unique")
-        found[prediction.record.id] = prediction
     return list(found.values())
 
 
-def _result(prediction: Prediction) -> tuple[dict[str, Any], bool]:
-    """One of ``results``, and whether it is right."""
-    record, completion = prediction.record, prediction.completions[0]
-    first = replace(
+def _result(prediction: Prediction, number: int) -> tuple[dict[str, Any], bool]:
+    """One of ``results``, for the completion of this number, and whether it is right."""
+    record, completion = prediction.record, prediction.completions[number]
+    one = replace(
         prediction,
-        completions=prediction.completions[:1],
-        truncated=prediction.truncated[:1],
-        num_tokens=prediction.num_tokens[:1],
+        completions=(completion,),
+        truncated=(prediction.truncated[number],),
+        num_tokens=prediction.num_tokens[number : number + 1],
     )
     seeds = {
         "image": record.images[0] if record.images else "",
         "problem": record.problem,
         "solution": f"<answer> {record.answer} </answer>",
     }
-    ours = {name: value for name, value in to_row(first).items() if name in _OURS}
+    ours = {name: value for name, value in to_row(one).items() if name in _OURS}
+    if number:
+        ours["sample"] = number
     answer = extract(completion, record.options, rule="lenient", closed=record.closed)
     result = {
         "question": seeds | ours,
@@ -138,6 +145,16 @@ def _result(prediction: Prediction) -> tuple[dict[str, Any], bool]:
         "extracted_answer": answer.taken,
     }
     return result, is_correct(answer, record)
+
+
+def _joined(first: Prediction, other: Prediction) -> Prediction:
+    """One prediction with the samples of both."""
+    return replace(
+        first,
+        completions=first.completions + other.completions,
+        truncated=first.truncated + other.truncated,
+        num_tokens=first.num_tokens + other.num_tokens,
+    )
 
 
 def _prediction(result: Any, index: int, place: str, modality: str, task: str) -> Prediction:

@@ -139,6 +139,8 @@ def compare_text(comparison: Comparison, names: tuple[str, str]) -> str:
         f"  right in both {comparison.both_right:,}, in the first only {comparison.only_first:,}, in the second only "
         f"{comparison.only_second:,}, in neither {comparison.neither:,}; McNemar p = {_p(comparison.p_value)}",
     ]
+    if comparison.samples > 1:
+        lines.append("  accuracy is a mean over samples; the counts and McNemar's test are of each first sample")
     if comparison.low <= 0 <= comparison.high:
         lines.append("  the interval holds 0: no difference is shown")
     return "\n".join(lines)

@@ -117,9 +117,34 @@ def test_options_without_their_own_letters_stay(options):
     assert plain_options(options) == options
 
 
+BARE = ["C", "C.", "(C)", "**C**", "CT", "ct.", "C) CT", "Option C", "<think>x</think>C", "C\n<think>A</think>"]
+
+
+@pytest.mark.parametrize("completion", BARE)
+def test_a_completion_that_is_nothing_but_an_answer_is_read_by_the_lenient_rule(completion):
+    assert lenient(completion).choice == "C"
+    assert extract(completion, OPTIONS).reason == "no closed answer block"
+
+
 @pytest.mark.parametrize(
-    "completion", ["", "C", "<answer>C", "C</answer>", "</answer>C<answer>", "<answer>C<answer>", "<think>x</think>C"]
+    "completion", ["", "E", "A or C", "C D", "a CT", "It is CT", "CT shows it", "C\n\nB", "C<think>x</think>B", "x) C"]
 )
+def test_any_more_than_an_answer_is_not_read(completion):
+    assert lenient(completion).reason == "no closed answer block"
+
+
+@pytest.mark.parametrize("text", [r"\boxed{C}", "[C]", r"\boxed{C) CT}", "[ CT ]"])
+def test_boxes_and_brackets_around_the_whole_block_are_marks(text):
+    assert block(text).choice == "C"
+
+
+def test_the_correct_option():
+    assert lenient("The correct option is C.").choice == "C"
+    assert lenient("The correct choice is B, not C.").choice == "B"
+    assert lenient("Each option is A or C.").choice is None
+
+
+@pytest.mark.parametrize("completion", ["", "<answer>C", "C</answer>", "</answer>C<answer>", "<answer>C<answer>"])
 @pytest.mark.parametrize("rule", ["strict", "lenient"])
 def test_no_closed_block(completion, rule):
     answer = extract(completion, OPTIONS, rule)
@@ -406,8 +431,6 @@ def test_lenient_reads_what_the_last_phrase_names(line):
         ("<think>x</think><think>The answer is C</think>", "no closed answer block"),
         ("The answer is C.</think>", "no closed answer block"),
         ("Is it C?\nC, CT, (C) or C. CT", "no closed answer block"),
-        ("CT", "no closed answer block"),
-        ("(C)", "no closed answer block"),
         ("Final C", "no closed answer block"),
         ("I am sorry, but I cannot give medical advice.", "no closed answer block"),
         ("asdf ;;; C 1 {", "no closed answer block"),
@@ -491,7 +514,7 @@ EDGES = [
     ("<think>a</think> junk <think>b</think><answer>C</answer>", "C", "C"),
     (THINK + "<answer>C</answer><answer>B</answer>", None, "B"),
     ("<answer>C</answer>", "C", "C"),
-    ("C", None, None),
+    ("C", None, "C"),
     ("None\n\n<answer> C </answer>", "C", "C"),
     ("<think></think><answer></answer>", None, None),
 ]
@@ -542,9 +565,9 @@ def test_reasoning_alone_is_never_read(completion, options, rule, end):
 @given(st.lists(st.sampled_from([*OPTIONS, *"ABCD()[]{}.:*", " ", "\n", "is", "not", "The"]) | st.text()).map("".join))
 @example("C")
 @example("CT")
-def test_text_without_block_box_or_phrase_is_unparsed(completion):
-    if "answer" not in completion.casefold() and "boxed" not in completion:
-        assert lenient(completion).reason == "no closed answer block"
+def test_text_without_block_box_or_phrase_is_read_as_a_block_would_be(completion):
+    if not any(word in completion.casefold() for word in ("answer", "boxed", "think", "correct")):
+        assert lenient(completion).choice == block(completion.strip()).choice
 
 
 @pytest.mark.parametrize(
@@ -618,7 +641,8 @@ def test_closed_question():
     assert verdict(gold, "<answer>normal</answer>") == "wrong"
     assert verdict(gold, "<answer>I do not know</answer>") == "wrong"
     assert verdict(gold, "<answer>yes and no</answer>") == "unparsed"
-    assert verdict(gold, "No", "lenient") == "unparsed"
+    assert verdict(gold, "No.", "lenient") == "right"
+    assert verdict(gold, "No fracture", "lenient") == "unparsed"
     side = Record(id="1", problem="", question="", options=(), answer="left", closed=True)
     assert verdict(side, "<answer>Left.</answer>") == "right"
     assert verdict(side, "<answer>Right</answer>") == "wrong"

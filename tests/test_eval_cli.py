@@ -85,6 +85,20 @@ def test_layouts_of_a_line_mean_the_same(tmp_path: Path, changes: dict) -> None:
     assert graded(write(tmp_path / "q.jsonl", rows(**changes))) == expected
 
 
+def test_every_sample_is_graded(tmp_path: Path) -> None:
+    texts = ["<answer>B</answer>", "<answer>A</answer>", "The answer is B.", "Hm"]
+    samples = [{"completion": text, "truncated": text == "Hm"} for text in texts]
+    row = {"id": "q", "completion": texts[0], "options": OPTIONS, "gold": "B", "samples": samples}
+    report = graded(write(tmp_path / "p.jsonl", [row]), "--results", str(tmp_path / "r.json"))
+    figures = {name: report[name] for name in ("n", "lenient", "strict", "unparsed", "truncated")}
+    assert figures == {"n": 1, "lenient": 0.5, "strict": 0.25, "unparsed": 0.25, "truncated": 0.25}
+    assert [(v["id"], v["sample"], v["extracted"]) for v in report["verdicts"]] == [
+        ("q", 0, "B"), ("q", 1, "A"), ("q", 2, "B"), ("q", 3, None),
+    ]  # fmt: skip
+    assert json.loads((tmp_path / "r.json").read_text())["accuracy"] == 50.0
+    assert graded(tmp_path / "r.json")["lenient"] == 0.5
+
+
 def test_ids_come_back_as_they_were(tmp_path: Path) -> None:
     numbered = [row | {"id": number} for number, row in enumerate(rows())]
     assert [v["id"] for v in graded(write(tmp_path / "p.jsonl", numbered))["verdicts"]] == list(range(12))
@@ -138,7 +152,8 @@ def test_a_result_file_of_med_r1(tmp_path: Path) -> None:
     path = tmp_path / "r.json"
     path.write_text(json.dumps({"accuracy": 100.0, "results": said}))
     assert graded(path, "--grader", "medr1")["lenient"] == 1.0
-    assert graded(path)["lenient"] == 0.5
+    ours = graded(path)
+    assert (ours["lenient"], ours["strict"]) == (1.0, 0.5)
 
 
 def test_compare_two_files(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

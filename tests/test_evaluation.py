@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from medgrpo.evaluation import LOGGED, Cell, flat, group_names, judge, said, summarize
 from medgrpo.predictions import Prediction
+from medgrpo.statistics import wilson
 from medgrpo.types import DataError, Record
 
 OPTIONS = ("cyst", "mass", "normal")
@@ -169,6 +170,7 @@ def test_several_samples():
     ]
     cell = summarize(samples).overall
     assert cell.k == 3
+    assert (cell.low, cell.high) == (cell.boot_low, cell.boot_high) != wilson(cell.accuracy * cell.n, cell.n)
     assert cell.accuracy == pytest.approx((2 + 1 + 1 + 0) / 12)
     assert cell.unparsed == pytest.approx(5 / 12)
     assert cell.truncated == pytest.approx(5 / 12)

@@ -349,6 +349,8 @@ def test_findings_are_in_plain_words():
     assert details("cut off") == ("cut: 50.0 % truncated",)
     assert details("Not tested with a blank image") == ("cut",)
     assert not any("Strict" in text for text in found)
+    base = findings({"seen": summarize(seen)}, untrained={"seen"})
+    assert not any("in the training data" in finding.text for finding in base)
     without = {finding.text for finding in findings({"cut": summarize(cut)}, text_only={"cut"})}
     assert not any("image" in text for text in without)
     assert any("No evidence that the question is understood" in text for text in without)

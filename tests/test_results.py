@@ -103,14 +103,19 @@ def test_the_records_written_are_med_r1s(tmp_path: Path) -> None:
         assert getattr(found.record, name) == getattr(CHOICE.record, name)
 
 
-def test_only_the_image_view_and_the_first_completion_are_written(tmp_path: Path) -> None:
+def test_only_the_image_view_is_written_with_all_samples(tmp_path: Path) -> None:
     several = replace(
         CHOICE, completions=("<answer>A</answer>", "<answer>B</answer>"), truncated=(False, True), num_tokens=(3, 4)
     )
     write_results(tmp_path / "r.json", [replace(CHOICE, view="blank"), several])
     (found,) = read_results(tmp_path / "r.json")
-    assert found == replace(several, completions=("<answer>A</answer>",), truncated=(False,), num_tokens=(3,))
-    assert json.loads((tmp_path / "r.json").read_text())["accuracy"] == 0.0
+    assert found == several
+    content = json.loads((tmp_path / "r.json").read_text())
+    assert content["accuracy"] == 50.0
+    content["results"][1]["question"]["sample"] = 2  # the one between them is missing
+    (tmp_path / "r.json").write_text(json.dumps(content))
+    with pytest.raises(DataError, match="ids must be unique"):
+        read_results(tmp_path / "r.json")
 
 
 def test_nothing_to_write_leaves_nothing(tmp_path: Path) -> None:

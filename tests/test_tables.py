@@ -257,7 +257,7 @@ def test_matrices():
 
 
 def test_compare_text():
-    comparison = Comparison(1200, 500, 100, 200, 400, 0.5, 0.5833, 0.0833, 0.0561, 0.111, 1.2e-8, 34)
+    comparison = Comparison(1200, 500, 100, 200, 400, 0.5, 0.5833, 0.0833, 0.0561, 0.111, 1.2e-8, 34, 1)
     assert compare_text(comparison, ("base", "x" * 200)).splitlines() == [
         f"base -> {'x' * 27}…{'x' * 27}",
         "  1,200 questions of both runs (34 that one run alone has are left out)",
@@ -269,3 +269,4 @@ def test_compare_text():
     assert lines[1] == "  1,200 questions of both runs"
     assert lines[-2].endswith("p = 0.051")
     assert lines[-1] == "  the interval holds 0: no difference is shown"
+    assert "of each first sample" in compare_text(replace(comparison, samples=4), ("a", "b")).splitlines()[-1]

@@ -59,7 +59,7 @@ def write_report(paths: Sequence[str], out: str, max_examples: int = 300) -> Non
     text_only = {run.name for run in tested if not any(prediction.record.images for prediction in run.predictions)}
     untested = tuple(run.name for run in runs if run.name not in summaries)
     found = [
-        *content.findings(summaries, text_only),
+        *content.findings(summaries, text_only, {run.name for run in tested if run.trained_on is None}),
         *_differently_asked(tested),
         *([Finding(False, "Not compared with the first run.", incomparable)] if incomparable else []),
         *([Finding(False, "Left out: no predictions with the image.", untested)] if untested else []),

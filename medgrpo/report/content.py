@@ -50,12 +50,15 @@ class Table:
     labels: int = 1
 
 
-def findings(summaries: Mapping[str, Summary], text_only: Collection[str] = ()) -> list[Finding]:
+def findings(
+    summaries: Mapping[str, Summary], text_only: Collection[str] = (), untrained: Collection[str] = ()
+) -> list[Finding]:
     """What hampers reading the accuracies, the worst first.
 
     Args:
         summaries: by name of the run.
         text_only: names of runs without images.
+        untrained: names of runs of a base model, which has seen no training image.
     """
     cells = {name: summary.overall for name, summary in summaries.items()}
     found = [
@@ -72,7 +75,7 @@ def findings(summaries: Mapping[str, Summary], text_only: Collection[str] = ()) 
         _finding(
             True,
             "Images of the test are also in the training data: what is remembered counts as right there.",
-            {name: _seen(summary) for name, summary in summaries.items()},
+            {name: _seen(summary) for name, summary in summaries.items() if name not in untrained},
         ),
         _finding(
             True,
