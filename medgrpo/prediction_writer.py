@@ -95,6 +95,8 @@ class PredictionWriter(Callback):
                 write_json(about, {"settings": settings} | described)
             else:
                 print(f"{len(asked) - len(self.done & asked.keys())} of {len(asked)} answers are not in {path} yet")
+            if not asked.keys() <= self.done:
+                (self.folder / METRICS).unlink(missing_ok=True)  # where it is, all is
         pl_module.keeps_answers = True
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -153,11 +153,19 @@ def test_a_finished_test_is_not_done_again(whole, folder, args, monkeypatch, cap
     assert f"0 of {len(keys(whole))} answers are not in" in capsys.readouterr().out
 
 
-def test_a_view_can_be_added(whole, folder, args):
+def test_a_view_can_be_added(whole, folder, args, monkeypatch):
+    def stop(*args):
+        raise KeyError
+
     out = folder / "added"
     command = ["test", *args, "--predictions.dirpath", str(out)]
     main([*command, "--data.init_args.eval_views", "[]"])
     assert {view for view, _ in keys(out)} == {"image"}
+    with monkeypatch.context() as patch:
+        patch.setattr(PolicyModule, "answer", stop)
+        with pytest.raises(KeyError):
+            main(command)
+    assert not (out / "metrics.json").exists()  # of less than is asked for
     main(command)
     assert (out / "predictions.jsonl").read_bytes() == (whole / "predictions.jsonl").read_bytes()
 
