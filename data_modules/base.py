@@ -30,7 +30,6 @@ from data_modules.formats import Format
 from data_modules.image_root import ImageFile, ImageRoot
 from data_modules.images import MAX_IMAGE_PIXELS, find_images, spread
 from data_modules.labels import modality_of, task_of
-from data_modules.leaks import path_key
 from data_modules.loading import PositionSampler, RepeatLoader, evaluation_loader, train_loader
 from data_modules.priors import Training
 from data_modules.selection import Selection, subset
@@ -316,9 +315,8 @@ class MedicalVQADataModule(LightningDataModule):
 
     def _warn_of_leaks(self) -> None:
         """Before training, not after: how many validation records show a training image."""
-        seen = {path_key(image) for record in self.records["train"] for image in record.images}
-        val = self.records["val"]
-        shared = sum(not seen.isdisjoint(map(path_key, record.images)) for record in val)
+        training, val = Training(self.records["train"]), self.records["val"]
+        shared = sum(training.has_seen(record) is True for record in val)
         if shared:
             rank_zero_warn(
                 f"{shared} of {len(val)} validation records ({100 * shared / len(val):.1f} %) show an image that is "

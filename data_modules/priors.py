@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 
 from data_modules.leaks import path_key
 from medgrpo.blind import OptionPrior
@@ -18,7 +19,12 @@ class Training:
 
     def __init__(self, records: Sequence[Record]) -> None:
         self.images = {path_key(image) for record in records for image in record.images}
-        self.prior = OptionPrior(records)
+        self.records = records
+
+    @cached_property
+    def prior(self) -> OptionPrior:
+        """Learned when it is first asked."""
+        return OptionPrior(self.records)
 
     def has_seen(self, record: Record) -> bool | None:
         """Whether it shows one of the training images, by path; None without an image."""

@@ -138,7 +138,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "data_modules.loading": {"medgrpo.types", "data_modules.collate", "data_modules.curriculum"},
     "data_modules.base": {
         *(f"medgrpo.{name}" for name in ("types", "prompts")),
-        *(f"data_modules.{name}" for name in ("collate", "curriculum", "formats", "labels", "leaks")),
+        *(f"data_modules.{name}" for name in ("collate", "curriculum", "formats", "labels")),
         *(f"data_modules.{name}" for name in ("image_root", "images", "loading", "priors", "selection", "views")),
     },
     "data_modules.selection": {"medgrpo.types", *(f"data_modules.{name}" for name in ("formats", "labels", "rows"))},

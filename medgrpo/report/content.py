@@ -221,8 +221,9 @@ COLUMNS: dict[str, tuple[Callable[[Cell], str], str]] = {
     "n": (lambda c: f"{c.n:,}", "Questions."),
     "accuracy [95 %]": (
         lambda c: interval(c.accuracy, c.low, c.high),
-        "Questions answered right, and the 95 % interval of that share (Wilson). The last closed answer block counts; "
-        'without one, a boxed answer or what follows "the answer is". The reasoning is not searched for an answer.',
+        "Questions answered right, and the 95 % interval of that share (Wilson), or of a mean over several answers "
+        "(bootstrap over images). The last closed answer block counts; without one, a boxed answer, what follows "
+        '"the answer is", or all of an output that is nothing but an answer. The reasoning is not searched for one.',
     ),
     "by image [95 %]": (
         lambda c: f"[{100 * c.boot_low:.1f}, {100 * c.boot_high:.1f}]" if c.images < c.n else "-",

@@ -130,7 +130,7 @@ def draw_bars(points: Sequence[Point]) -> Figure:
     axes.set_ylabel("accuracy (%)", color=GREY)
     axes.set_xlim(-0.6, len(labels) - 0.4)
     _name_columns(axes, range(len(labels)), labels, 0.85 * WIDTH / len(labels))
-    _caption(axes, "trained on", f"Whiskers: 95 % Wilson intervals. {_questions(p.n for p in points)}")
+    _caption(axes, "trained on", f"Whiskers: 95 % intervals. {_questions(p.n for p in points)}")
     _legend(figure, handles, [mode or OTHER for mode in modes])
     _plain(axes, "Accuracy by prompt mode")
     return figure
@@ -166,7 +166,7 @@ def draw_steps(series: Sequence[Series]) -> Figure:
     axes.set_ylabel("accuracy (%)", color=GREY)
     axes.set_xlim(left=0)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
-    bands = "Bands: 95 % Wilson intervals." if with_bands else "Intervals are left out: too many lines."
+    bands = "Bands: 95 % intervals." if with_bands else "Intervals are left out: too many lines."
     counts = _questions(p.n for each in series for p in each.points)
     _caption(axes, "optimizer step", f"{bands} {counts}")
     _legend(figure, handles, [f"{s.label}, {s.mode or OTHER}" if several_modes else s.label for s in series])

@@ -79,7 +79,7 @@ class Matrix:
 
 @dataclass(frozen=True)
 class Point:
-    """Overall accuracy of one run, with its 95 % interval (Wilson)."""
+    """Overall accuracy of one run, with its 95 % interval (`evaluation.Cell`)."""
 
     label: str
     """What it was trained on (``label``)."""
