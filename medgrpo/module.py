@@ -221,8 +221,8 @@ class GRPOModule(PolicyModule):
             rollouts.prefix = prefix
         del prefix
         if self.beta > 0:
-            with self.timer("reference"), self.policy.as_reference() as reference:
-                rollouts.ref_logps = self.reference_logps(reference, rollouts)
+            with self.timer("reference"), self.policy.as_reference():
+                rollouts.ref_logps = self.reference_logps(rollouts)
         if self.num_iterations > 1:
             rollouts.old_logps = torch.full_like(completions.logps, float("nan"))
         return rollouts
@@ -231,10 +231,9 @@ class GRPOModule(PolicyModule):
         self, prompts: PromptBatch, look: Callable[[torch.nn.Module, PromptBatch], VisionFeatures]
     ) -> tuple[PromptBatch, Prefix]:
         """Prepare prompts and encode them, with gradients when the first pass can go on from there."""
-        network = self.policy.network
-        prompts = prepare(network, prompts, self.device, self.policy.freeze_vision, look)
+        prompts = self.policy(prepare, prompts, self.device, self.policy.freeze_vision, look)
         with torch.set_grad_enabled(self._encodes_at_once(prompts)):
-            return prompts, encode(network, prompts)
+            return prompts, self.policy(encode, prompts)
 
     def micro_loss(self, rollouts: Rollouts, micro: int, num_micro: int) -> Tensor:
         """The share of the groups of one micro-batch in the loss of the whole rollout batch."""
@@ -250,10 +249,7 @@ class GRPOModule(PolicyModule):
     def _loss_of_prompts(self, rollouts: Rollouts, groups: list[int]) -> Tensor:
         """Encode these prompts, unless the rollout has, and sum over their completions."""
         prefix, rollouts.prefix = rollouts.prefix, None
-        if prefix is None:
-            prefix = encode(self.policy.network, rollouts.prompts.select(groups))
-        else:
-            prefix = prefix.select(groups)
+        prefix = self.policy(encode, rollouts.prompts.select(groups)) if prefix is None else prefix.select(groups)
         pieces = self._pieces(rollouts, groups)
         if len(pieces) == 1:
             return self._loss_of_completions(rollouts, prefix, *pieces[0])
@@ -272,7 +268,7 @@ class GRPOModule(PolicyModule):
         """
         rows, ids, mask = self._rows(rollouts, rows)
         prefix = prefix.select(prompts)
-        logps, entropy = score(self.policy.network, prefix, ids, mask, self.temperature, self.suppressed)
+        logps, entropy = self.policy(score, prefix, ids, mask, self.temperature, self.suppressed)
         length = ids.shape[1]
         old_logps = logps.detach()
         if self.num_iterations > 1:
@@ -302,8 +298,8 @@ class GRPOModule(PolicyModule):
 
     def sample(self, prefix: Prefix, generator: torch.Generator) -> Completions:
         """G completions per prompt with the training settings."""
-        return sample(
-            self.policy.network,
+        return self.policy(
+            sample,
             prefix,
             num_generations=self.num_generations,
             max_completion_length=self.max_completion_length,
@@ -321,21 +317,21 @@ class GRPOModule(PolicyModule):
         state = np.random.SeedSequence((self.seed, self.current_epoch, window, self.global_rank)).generate_state(1)
         return torch.Generator().manual_seed(int(state[0]))
 
-    def reference_logps(self, reference: torch.nn.Module, rollouts: Rollouts) -> Tensor:
-        """[N, C] log-probabilities of the completions under the reference policy."""
+    def reference_logps(self, rollouts: Rollouts) -> Tensor:
+        """[N, C] log-probabilities of the completions; called where the policy is the reference."""
         logps = torch.zeros_like(rollouts.completions.logps)
         prompts = rollouts.prompts
         if prompts.pixel_values is not None:  # a trainable tower: the reference has its own eyes
-            prompts = prepare(reference, prompts, self.device, frozen_vision=True)
+            prompts = self.policy(prepare, prompts, self.device, frozen_vision=True)
         num_micro = self.trainer.accumulate_grad_batches
         for micro in range(num_micro):
             groups = self._groups(rollouts, micro, num_micro)
             for part in cut_prompts(groups, prompts.attention_mask.sum(1), self.max_tokens_per_pass):
-                prefix = encode(reference, prompts.select(part))
+                prefix = self.policy(encode, prompts.select(part))
                 for prompts_of_piece, rows in self._pieces(rollouts, part):
                     rows, ids, mask = self._rows(rollouts, rows)
                     some = prefix.select(prompts_of_piece)
-                    scored, _ = score(reference, some, ids, mask, self.temperature, self.suppressed)
+                    scored, _ = self.policy(score, some, ids, mask, self.temperature, self.suppressed)
                     logps[rows, : ids.shape[1]] = scored
         return logps
 

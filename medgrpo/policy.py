@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from importlib.util import find_spec
@@ -49,7 +49,7 @@ class Policy(nn.Module):
         lora_target_modules: names as in PEFT; None is every linear layer of the language model's blocks (and of the
             vision blocks unless ``freeze_vision``).
         freeze_vision: leave the vision tower as it is; its features are then computed once per image and rollout.
-        load_in_4bit: quantise the frozen language model to nf4 (Q-LoRA).
+        quantize: nf4 keeps the frozen language model in 4 bits (Q-LoRA).
         gradient_checkpointing: recompute each block in the backward pass to save memory.
     """
 
@@ -68,12 +68,12 @@ class Policy(nn.Module):
         lora_alpha: int = 32,
         lora_target_modules: list[str] | None = None,
         freeze_vision: bool = True,
-        load_in_4bit: bool = False,
+        quantize: Literal["nf4"] | None = None,
         gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
-        if load_in_4bit and not use_peft:
-            raise SettingsError("load_in_4bit trains an adapter on frozen 4-bit weights: set use_peft=true, or drop it")
+        if quantize and not use_peft:
+            raise SettingsError("quantize trains an adapter on frozen 4-bit weights: set use_peft=true, or drop it")
         if min_pixels is not None and max_pixels is not None and min_pixels > max_pixels:
             raise SettingsError(f"expected min_pixels <= max_pixels, got {min_pixels} > {max_pixels}")
         folder = Path(model_name_or_path)
@@ -94,12 +94,13 @@ class Policy(nn.Module):
         self.lora_alpha = lora_alpha
         self.lora_target_modules = lora_target_modules
         self.freeze_vision = freeze_vision
-        self.load_in_4bit = load_in_4bit
+        self.quantize = quantize
         self.gradient_checkpointing = gradient_checkpointing
         self.model: nn.Module | None = None
         """The trained model, a ``PeftModel`` with LoRA."""
         self.reference: nn.Module | None = None
         """Frozen copy of the model at the start: full fine-tuning with ``beta > 0`` only."""
+        self._is_reference = False
 
     def check_folders(self) -> None:
         """A Hub id is ``name`` or ``owner/name``; anything else must be a folder that is there.
@@ -140,7 +141,7 @@ class Policy(nn.Module):
     def train(self, mode: bool = True) -> Policy:
         """Dropout stays off whatever the mode: old and new log-probabilities must agree on the first pass."""
         super().train(False)
-        if self.load_in_4bit:
+        if self.quantize:
             from bitsandbytes.nn import Linear4bit
 
             # A CPU repacks 4-bit weights of a layer in eval mode into a form that has no gradient; it has no dropout.
@@ -148,10 +149,20 @@ class Policy(nn.Module):
                 module.training = isinstance(module, Linear4bit)
         return self
 
+    def forward(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """``function(network, ...)``: all that the weights do goes through here, so that sharding can gather them.
+
+        Args:
+            function: of ``prefix.py`` or ``rollout.py``, with the transformers model as its first argument.
+        """
+        return function(self.network, *args, **kwargs)
+
     @property
     def network(self) -> nn.Module:
         """The transformers model, with the adapter injected when there is one."""
-        return self.model.get_base_model() if self.use_peft else self.model
+        if self.use_peft:
+            return self.model.get_base_model()
+        return self.reference if self._is_reference else self.model
 
     @property
     def decodes_static(self) -> bool:
@@ -161,17 +172,21 @@ class Policy(nn.Module):
         return self.decode_implementation == "static"
 
     @contextmanager
-    def as_reference(self) -> Iterator[nn.Module]:
-        """The transformers model as it was before training; leave the context before training goes on."""
+    def as_reference(self) -> Iterator[None]:
+        """Inside, the policy is what it was before training; leave the context before training goes on."""
         if not self.use_peft:
-            yield self.reference
+            self._is_reference = True
+            try:
+                yield
+            finally:
+                self._is_reference = False
         elif self.adapter is None:
             with self.model.disable_adapter():
-                yield self.network
+                yield
         else:
             self.model.set_adapter("reference")
             try:
-                yield self.network
+                yield
             finally:
                 self.model.set_adapter("default")
 
@@ -213,7 +228,7 @@ class Policy(nn.Module):
             )
         dtype = self._torch_dtype()
         quantization = None
-        if self.load_in_4bit:
+        if self.quantize:
             quantization = BitsAndBytesConfig(
                 load_in_4bit=True,
                 bnb_4bit_quant_type="nf4",

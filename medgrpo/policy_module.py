@@ -180,11 +180,10 @@ class PolicyModule(LightningModule):
 
         What is drawn for a question depends on it and the seed alone.
         """
-        network = self.policy.network
-        prepared = prepare(network, prompts, self.device, self.policy.freeze_vision)
-        return sample(
-            network,
-            encode(network, prepared),
+        prepared = self.policy(prepare, prompts, self.device, self.policy.freeze_vision)
+        return self.policy(
+            sample,
+            self.policy(encode, prepared),
             num_generations=num_generations,
             max_completion_length=self.max_completion_length,
             stop_ids=self.stop_ids,

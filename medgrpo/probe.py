@@ -20,7 +20,7 @@ WARN_FROM = 0.95
 OPTIONS = (
     "model.max_tokens_per_pass=4096 (or less), model.policy.gradient_checkpointing=true, a larger "
     "trainer.accumulate_grad_batches, a smaller data.prompts_per_batch, model.num_generations, "
-    "model.max_completion_length or model.policy.max_pixels, or model.policy.load_in_4bit=true"
+    "model.max_completion_length or model.policy.max_pixels, or model.policy.quantize=nf4"
 )
 
 
@@ -72,7 +72,7 @@ def worst_case(module: GRPOModule, prompts: PromptBatch) -> None:
     policy, generations, length = module.policy, module.num_generations, module.max_completion_length
     with torch.no_grad():
         prompts, prefix = module.encode(prompts, see)
-        largest_step(policy.network, prefix, generations, length, policy.decodes_static)
+        policy(largest_step, prefix, generations, length, policy.decodes_static)
         shape = (len(prompts) * generations, length)
         ids = torch.zeros(shape, dtype=torch.int64, device=module.device)
         dtype = torch.promote_types(prefix.last_hidden.dtype, torch.float32)
@@ -82,8 +82,8 @@ def worst_case(module: GRPOModule, prompts: PromptBatch) -> None:
         rollouts.prefix = prefix if prefix.last_hidden.requires_grad else None
         del prefix
         if module.beta > 0:
-            with policy.as_reference() as reference:
-                rollouts.ref_logps = module.reference_logps(reference, rollouts)
+            with policy.as_reference():
+                rollouts.ref_logps = module.reference_logps(rollouts)
         if module.num_iterations > 1:
             rollouts.old_logps = torch.full_like(ones, float("nan"))
     loss = module.micro_loss(rollouts, 0, module.trainer.accumulate_grad_batches)

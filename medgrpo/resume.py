@@ -50,7 +50,7 @@ def settings_of(
         "model.policy.adapter": real_path(policy.adapter),
         "ckpt_path": real_path(ckpt_path),
         "weights": weights,
-        **{f"model.policy.{name}": getattr(policy, name) for name in ("load_in_4bit", "min_pixels", "max_pixels")},
+        **{f"model.policy.{name}": getattr(policy, name) for name in ("quantize", "min_pixels", "max_pixels")},
         **{f"model.{name}": getattr(module, name) for name in names},
         "data.prompt": data.prompt,
         "data.image_root": real_path(data.image_root),

@@ -9,7 +9,8 @@ from jsonargparse.typing import NonNegativeInt
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from data_modules.classes import MedicalVQADataModule  # and its subclasses, for --data.help
-from medgrpo.callbacks import Checkpoint, RolloutProgressBar, SamplePanel, ScheduleCheck
+from medgrpo.callbacks import RolloutProgressBar, SamplePanel, ScheduleCheck
+from medgrpo.checkpoint import Checkpoint
 from medgrpo.module import GRPOModule
 from medgrpo.prediction_writer import PredictionWriter
 from medgrpo.probe import MemoryProbe

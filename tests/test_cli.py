@@ -212,7 +212,7 @@ def test_full_fine_tuning_and_4_bit_run_through(folder):
         [
             "fit",
             "--config",
-            write_config(folder, model__policy__load_in_4bit=True, trainer__max_steps=2),
+            write_config(folder, model__policy__quantize="nf4", trainer__max_steps=2),
             "--trainer.logger.init_args.version",
             "4bit",
         ]

@@ -90,18 +90,18 @@ def test_med_r1_modality_joins_the_preset(mode, modality, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("file", "use_peft", "load_in_4bit", "freeze_vision", "lr"),
+    ("file", "use_peft", "quantize", "freeze_vision", "lr"),
     [
-        ("lora", True, False, True, 1e-5),
-        ("qlora", True, True, True, 1e-5),
-        ("full", False, False, False, 1e-6),
+        ("lora", True, None, True, 1e-5),
+        ("qlora", True, "nf4", True, 1e-5),
+        ("full", False, None, False, 1e-6),
     ],
 )
-def test_policy_files_change_the_policy_and_nothing_else(file, use_peft, load_in_4bit, freeze_vision, lr, monkeypatch):
+def test_policy_files_change_the_policy_and_nothing_else(file, use_peft, quantize, freeze_vision, lr, monkeypatch):
     before = composed(monkeypatch, "medvlm_r1/grpo")
     cli = composed(monkeypatch, "medvlm_r1/grpo", file)
     policy = cli.model.policy
-    assert (policy.use_peft, policy.load_in_4bit, policy.freeze_vision) == (use_peft, load_in_4bit, freeze_vision)
+    assert (policy.use_peft, policy.quantize, policy.freeze_vision) == (use_peft, quantize, freeze_vision)
     assert policy.max_pixels == 401408
     assert optimizer_settings(cli) == optimizer_settings(before) | {"lr": lr}
     assert cli.config.fit.data == before.config.fit.data

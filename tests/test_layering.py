@@ -38,7 +38,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "medgrpo.limits": {f"medgrpo.{name}" for name in ("types", "flops", "linear", "policy")},
     "medgrpo.linear": set(),
     "medgrpo.flops": {"medgrpo.types"},
-    "medgrpo.policy": {"medgrpo.types", "medgrpo.linear"},
+    "medgrpo.policy": {"medgrpo.types", "medgrpo.adapters", "medgrpo.linear"},
     "medgrpo.prefix": {"medgrpo.types", "medgrpo.policy"},
     "medgrpo.static_decode": {"medgrpo.types"},
     "medgrpo.rollout": {f"medgrpo.{name}" for name in ("types", "policy", "linear", "prefix", "static_decode")},
@@ -82,11 +82,24 @@ MAY_IMPORT: dict[str, set[str]] = {
         f"medgrpo.{name}"
         for name in CORE | {"evaluation", "metrics", "passes", "policy_module", "vision_cache", "limits"}
     },
-    "medgrpo.callbacks": {"medgrpo.types", "medgrpo.answers", "medgrpo.runs"},
+    "medgrpo.callbacks": {"medgrpo.types", "medgrpo.answers"},
+    "medgrpo.checkpoint": {"medgrpo.types", "medgrpo.runs", "medgrpo.unfinished"},
+    "medgrpo.unfinished": {"medgrpo.types"},
+    "medgrpo.health": {"medgrpo.types", "medgrpo.answers"},
+    "medgrpo.adapters": {"medgrpo.types"},
+    "medgrpo.model_card": {"medgrpo.types", "medgrpo.runs"},
+    "medgrpo.export": {
+        *(f"medgrpo.{name}" for name in ("types", "adapters", "policy", "prefix", "rollout", "model_card", "runs")),
+        "medgrpo.prompts",
+    },
+    "medgrpo.sharding": {"medgrpo.types", "medgrpo.policy"},
     "medgrpo.profiling": {"medgrpo.types", "medgrpo.metrics"},
     "medgrpo.blind": {"medgrpo.types"},
     "medgrpo.trainer_cli": {
-        *(f"medgrpo.{name}" for name in ("types", "module", "callbacks", "prediction_writer", "profiling", "probe")),
+        *(
+            f"medgrpo.{name}"
+            for name in ("types", "module", "callbacks", "checkpoint", "prediction_writer", "profiling", "probe")
+        ),
         *(f"data_modules.{name}" for name in ("base", "classes")),
     },
     "medgrpo.difficulty": {
