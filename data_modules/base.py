@@ -33,6 +33,7 @@ from data_modules.labels import modality_of, task_of
 from data_modules.loading import PositionSampler, RepeatLoader, evaluation_loader, train_loader
 from data_modules.priors import Training
 from data_modules.selection import Selection, subset
+from data_modules.skipped import SkippedImages
 from data_modules.views import shown
 from medgrpo.types import MODALITIES, DataError, PromptBatch, Record, SettingsError, View
 
@@ -85,6 +86,10 @@ class MedicalVQADataModule(LightningDataModule):
             files in the same ratio throughout; None is no order.
         eval_views: what ``test`` asks every question once more with: ``blank`` (a grey image), ``wrong_image`` (another
             question's), ``shuffled`` (the options in another order). Each is one more pass.
+        on_bad_image: what an image does that turns out broken while a batch is made (all are checked before training,
+            but by their headers alone). ``skip`` puts a record from later in the epoch's order in its place, warns, and
+            lists it in ``skipped_images.jsonl``; ``error`` stops. In validation, tests and predictions it is always an
+            error: figures over fewer questions would not compare. `medgrpo data audit` decodes all images.
     """
 
     modality: str = ""
@@ -121,6 +126,7 @@ class MedicalVQADataModule(LightningDataModule):
         mix: list[int] | None = None,
         curriculum: Literal["easy_to_hard", "closed_to_open", "mixed"] | None = None,
         eval_views: list[Literal["blank", "wrong_image", "shuffled"]] | None = None,
+        on_bad_image: Literal["skip", "error"] = "skip",
     ) -> None:
         super().__init__()
         # What is left of a test that is gone on with may not reach all ranks.
@@ -146,8 +152,8 @@ class MedicalVQADataModule(LightningDataModule):
             problems.append(f"window: expected (center, width) with a width of at least 1, got {window}")
         needs = [("pass_count", pass_count is not None), ("curriculum: easy_to_hard", curriculum == "easy_to_hard")]
         problems += [f"{n} needs data.difficulty, a file of pass counts" for n, on in needs if on and not difficulty]
-        if num_workers < 0:
-            problems.append(f"num_workers: expected at least 0, got {num_workers}")
+        negative = {"num_workers": num_workers, "seed": seed}
+        problems += [f"{n}: expected at least 0, got {value}" for n, value in negative.items() if value < 0]
         unknown = [name for name in modalities or () if not modality_of(name)]
         if unknown:
             problems.append(f"modalities: expected names of {', '.join(MODALITIES)}, got {unknown}")
@@ -178,6 +184,9 @@ class MedicalVQADataModule(LightningDataModule):
         self.mix = mix
         self.curriculum = curriculum
         self.eval_views: tuple[View, ...] = tuple(dict.fromkeys(eval_views or ()))
+        self.on_bad_image = on_bad_image
+        self.skipped: SkippedImages | None = None
+        """Training records with broken images, under a Trainer that fits."""
         self.records: dict[str, list[Record]] = {}
         """Records by split, after ``setup``."""
         self.bounds: dict[str, list[int]] = {}
@@ -227,6 +236,9 @@ class MedicalVQADataModule(LightningDataModule):
             self._warn_of_leaks()
         if stage == "fit" and self.trainer is not None:
             self._check_batches(len(self.records["train"]))
+            # On all ranks, as ``log_dir`` is a broadcast.
+            folder = self.trainer.log_dir or self.trainer.default_root_dir
+            self.skipped = SkippedImages(folder, self.trainer.global_rank)
 
     def _show(self, files: dict[str, ImageFile]) -> None:
         """The test records under each view, and what they have in common with the training records."""
@@ -263,13 +275,21 @@ class MedicalVQADataModule(LightningDataModule):
             curriculum=self.order,
         )
         repeats = self.trainer.accumulate_grad_batches * self.trainer.lightning_module.num_iterations
-        return train_loader(self.records["train"], self._collate(), sampler, repeats, **self._workers())
+        on_skipped = self.skipped.add if self.on_bad_image == "skip" else None
+        return train_loader(self.records["train"], self._collate(), sampler, repeats, on_skipped, **self._workers())
 
     def longest_batch(self) -> PromptBatch:
         """The P training prompts with the most tokens, of those with the most bytes: what a step takes at most."""
         collate, records, bounds = self._collate(), self.records["train"], self.bounds["train"]
         likely = heapq.nlargest(CANDIDATES * self.prompts_per_batch, range(len(bounds)), key=bounds.__getitem__)
-        return collate(heapq.nlargest(self.prompts_per_batch, [records[i] for i in likely], key=collate.length))
+        longest = sorted((records[i] for i in likely), key=collate.length, reverse=True)
+        first, spares = longest[: self.prompts_per_batch], longest[self.prompts_per_batch :]
+        return collate(first) if self.on_bad_image == "error" else collate.with_spares([(r, *spares) for r in first])[0]
+
+    def teardown(self, stage: str) -> None:
+        """Say at the end of training how much was left out."""
+        if self.skipped is not None and (summary := self.skipped.summary()):
+            print(summary)
 
     def val_dataloader(self) -> DataLoader | list[DataLoader]:
         """Every validation record once; nothing without ``val``."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -26,6 +26,7 @@ from data_modules.images import (
     open_rgb,
     prepare,
 )
+from data_modules.skipped import Skipped
 from medgrpo.prompts import messages
 from medgrpo.types import DataError, PromptBatch, Record, SettingsError, View
 
@@ -37,6 +38,17 @@ THUMBNAIL_PIXELS = 224
 
 GREY = (128, 128, 128)
 """Of a blank image, which has the size of the one that it stands for."""
+
+
+@dataclass(frozen=True)
+class _Prompt:
+    """One record, ready to be tokenized."""
+
+    record: Record
+    text: str
+    expanded: str
+    """``text`` with one placeholder per image token."""
+    images: list[ProcessedImage]
 
 
 @dataclass(frozen=True)
@@ -82,28 +94,65 @@ class Collate:
         Raises:
             DataError: an image that cannot be used, or a prompt longer than ``max_prompt_length``.
         """
-        texts, expanded, images = [], [], []
-        for record in records:
-            with _naming(record):
-                texts.append(self._text(record))
-                images.append([self._image(path) for path in record.images])
-                expanded.append(self._expanded(texts[-1], images[-1]))
-        flat = [image for row in images for image in row]
+        return self._batch([self._prompt(record) for record in records])
+
+    def with_spares(self, rows: Sequence[Sequence[Record]]) -> tuple[PromptBatch, tuple[Skipped, ...]]:
+        """The batch of the first record of each row that can be used, and the records that cannot.
+
+        Args:
+            rows: [P] a record, then those that may take its place, in this order; none is taken twice.
+
+        Raises:
+            DataError: a row has no record that can be used.
+        """
+        prompts: list[_Prompt] = []
+        skipped: list[Skipped] = []
+        taken = {row[0].id for row in rows}
+        for row in rows:
+            reasons: dict[str, str] = {}
+            prompt = self._first_usable(row, taken, reasons)
+            taken.add(prompt.record.id)
+            prompts.append(prompt)
+            skipped += [Skipped(id, reason, prompt.record.id) for id, reason in reasons.items()]
+        return replace(self._batch(prompts), skipped=len(skipped)), tuple(skipped)
+
+    def _first_usable(self, row: Sequence[Record], taken: set[str], reasons: dict[str, str]) -> _Prompt:
+        """``reasons`` gets those against the records before it."""
+        for record in row:
+            if record is row[0] or record.id not in taken:
+                try:
+                    return self._prompt(record)
+                except DataError as error:
+                    reasons[record.id] = str(error)
+        raise DataError(
+            f"{row[0].id} and {len(reasons) - 1} records that could take its place have images that cannot be used; is "
+            f"image_root={self.image_root!r} still whole? The first of them: {reasons[row[0].id]}"
+        )
+
+    def _prompt(self, record: Record) -> _Prompt:
+        with _naming(record):
+            text = self._text(record)
+            images = [self._image(path) for path in record.images]
+            return _Prompt(record, text, self._expanded(text, images), images)
+
+    def _batch(self, prompts: Sequence[_Prompt]) -> PromptBatch:
+        flat = [image for prompt in prompts for image in prompt.images]
+        expanded = [prompt.expanded for prompt in prompts]
         inputs = self.processor.tokenizer(expanded, padding=True, padding_side="left", return_tensors="pt")
         attention_mask = inputs["attention_mask"].bool()
-        for record, length in zip(records, attention_mask.sum(1).tolist(), strict=True):
-            with _naming(record):
+        for prompt, length in zip(prompts, attention_mask.sum(1).tolist(), strict=True):
+            with _naming(prompt.record):
                 self._check_length(length)
         return PromptBatch(
-            records=tuple(records),
-            texts=tuple(texts),
+            records=tuple(prompt.record for prompt in prompts),
+            texts=tuple(prompt.text for prompt in prompts),
             input_ids=inputs["input_ids"],
             attention_mask=attention_mask,
             mm_token_type_ids=(inputs["input_ids"] == self.processor.image_token_id).long(),
             pixel_values=torch.cat([image.pixel_values for image in flat]) if flat else None,
             image_grid_thw=torch.stack([image.image_grid_thw for image in flat]) if flat else None,
-            images_per_prompt=tuple(len(row) for row in images),
-            thumbnails=tuple(row[0].thumbnail if row else None for row in images),
+            images_per_prompt=tuple(len(prompt.images) for prompt in prompts),
+            thumbnails=tuple(prompt.images[0].thumbnail if prompt.images else None for prompt in prompts),
             view=self.view,
         )
 

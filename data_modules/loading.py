@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, Sampler
+from torch.utils.data import BatchSampler, DataLoader, Dataset, DistributedSampler, Sampler
 
 from data_modules.collate import Collate
 from data_modules.curriculum import Curriculum
+from data_modules.skipped import Skipped
 from medgrpo.types import PromptBatch, Record, SettingsError
+
+SPARES = 16
+"""Records that may take the place of one whose image is broken."""
 
 
 class PositionSampler(Sampler[int]):
@@ -53,18 +57,58 @@ class PositionSampler(Sampler[int]):
         return self.num_batches * self.prompts_per_batch
 
     def __iter__(self) -> Iterator[int]:
+        used = self.order()[: len(self) * self.world_size]
+        batches = used.reshape(self.num_batches, self.world_size, self.prompts_per_batch)
+        yield from batches[self.start :, self.rank].flatten().tolist()
+
+    def order(self) -> np.ndarray:
+        """[num_records] this epoch's indices: the global batches one after the other, then what is left over."""
         order = np.arange(self.num_records)
         if self.shuffle:
             np.random.default_rng((self.seed, self.epoch)).shuffle(order)
-        used = order[: len(self) * self.world_size]
         if self.curriculum is not None:
-            used = self.curriculum.arrange(used)
-        batches = used.reshape(self.num_batches, self.world_size, self.prompts_per_batch)
-        yield from batches[self.start :, self.rank].flatten().tolist()
+            num_used = len(self) * self.world_size
+            order[:num_used] = self.curriculum.arrange(order[:num_used])
+        return order
 
     def set_epoch(self, epoch: int) -> None:
         """Called by Lightning before each epoch."""
         self.epoch = epoch
+
+
+class SpareSampler(BatchSampler):
+    """Batches of rows: the index of a record, then those that may take its place, from later in the epoch's order.
+
+    The spares of a record begin one global batch after it, so they are not in its batch and, under a curriculum, much
+    like it. They depend on (seed, epoch) and its place in the order only, not on ranks or on what was skipped before.
+    """
+
+    def __init__(self, sampler: PositionSampler) -> None:
+        super().__init__(sampler, sampler.prompts_per_batch, drop_last=True)
+
+    def __iter__(self) -> Iterator[list[tuple[int, ...]]]:
+        sampler = self.sampler
+        order, size = sampler.order(), sampler.prompts_per_batch * sampler.world_size
+        steps = np.arange(min(SPARES, sampler.num_records - size))
+        offsets = np.arange(sampler.prompts_per_batch)[:, None] + sampler.rank * sampler.prompts_per_batch
+        for batch in range(sampler.start, sampler.num_batches):
+            later = (offsets + steps) % max(1, sampler.num_records - size)
+            spares = order[((batch + 1) * size + later) % sampler.num_records]
+            rows = np.concatenate([order[batch * size + offsets], spares], axis=1)
+            yield [tuple(row) for row in rows.tolist()]
+
+
+class _Rows(Dataset):
+    """Records by several indices at once."""
+
+    def __init__(self, records: Sequence[Record]) -> None:
+        self.records = records
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, indices: tuple[int, ...]) -> tuple[Record, ...]:
+        return tuple(self.records[index] for index in indices)
 
 
 class RepeatLoader:
@@ -75,10 +119,18 @@ class RepeatLoader:
     have prepared, and is the same on all ranks.
     """
 
-    def __init__(self, loader: DataLoader, sampler: PositionSampler, repeats: int) -> None:
+    def __init__(
+        self,
+        loader: DataLoader,
+        sampler: PositionSampler,
+        repeats: int,
+        on_skipped: Callable[[Sequence[Skipped], int], None] | None = None,
+    ) -> None:
         self.loader = loader
         self.sampler = sampler
         self.repeats = repeats
+        self.on_skipped = on_skipped
+        """Told what each batch was made without, and the epoch; then the loader yields both."""
         self.epoch = 0
         self.position = 0
         """Micro-batches handed out in ``epoch``."""
@@ -109,6 +161,9 @@ class RepeatLoader:
         self.position = position if epoch == self.epoch else 0
         self.sampler.start = self.position // self.repeats
         for batch in self.loader:
+            if self.on_skipped is not None:
+                batch, skipped = batch
+                self.on_skipped(skipped, self.epoch)
             for _ in range(self.position % self.repeats, self.repeats):
                 self.position += 1
                 yield batch
@@ -146,11 +201,31 @@ class RepeatLoader:
 
 
 def train_loader(
-    records: Sequence[Record], collate: Collate, sampler: PositionSampler, repeats: int, **options: Any
+    records: Sequence[Record],
+    collate: Collate,
+    sampler: PositionSampler,
+    repeats: int,
+    on_skipped: Callable[[Sequence[Skipped], int], None] | None = None,
+    **options: Any,
 ) -> RepeatLoader:
-    """Loader of training batches; ``options`` go to the `DataLoader`."""
-    batches = BatchSampler(sampler, sampler.prompts_per_batch, drop_last=True)
-    return RepeatLoader(DataLoader(records, batch_sampler=batches, collate_fn=collate, **options), sampler, repeats)
+    """Loader of training batches.
+
+    Args:
+        records: all of them.
+        collate: makes a batch.
+        sampler: says which records of which batch.
+        repeats: of each batch.
+        on_skipped: told which records were left out of a batch, because their images are broken, and the epoch; others
+            are in their places. None makes such an image an error.
+        options: of the `DataLoader`.
+    """
+    if on_skipped is None:
+        batches = BatchSampler(sampler, sampler.prompts_per_batch, drop_last=True)
+        loader = DataLoader(records, batch_sampler=batches, collate_fn=collate, **options)
+    else:
+        spares = SpareSampler(sampler)
+        loader = DataLoader(_Rows(records), batch_sampler=spares, collate_fn=collate.with_spares, **options)
+    return RepeatLoader(loader, sampler, repeats, on_skipped)
 
 
 def evaluation_loader(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import time
 from typing import Any
 
@@ -54,6 +53,14 @@ class SamplePanel(Callback):
         self.num_prompts = num_prompts
         self.last_step = 0
 
+    def state_dict(self) -> dict[str, int]:
+        """So that going on draws no panel twice."""
+        return {"last_step": self.last_step}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Take it up."""
+        self.last_step = state_dict["last_step"]
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: PromptBatch, batch_idx: int
     ) -> None:
@@ -75,8 +82,8 @@ class SamplePanel(Callback):
                 writer.add_image(f"samples/{p}/image", thumbnail, step)
             header = ["completion", "extracted", *names, "advantage"]
             lines = [
-                f"**{html.escape(record.id)}**: {_cell(rollouts.prompts.texts[p])}",
-                f"gold: **{html.escape(record.answer)}**",
+                f"**{_cell(record.id)}**: {_cell(rollouts.prompts.texts[p])}",
+                f"gold: **{_cell(record.answer)}**",
                 "",
                 "| " + " | ".join(header) + " |",
                 "|---" * len(header) + "|",
@@ -90,7 +97,8 @@ class SamplePanel(Callback):
 
 
 def _cell(text: str) -> str:
-    return html.escape(text).replace("|", "&#124;").replace("\n", "<br>")
+    """A text as it is, in a table of Markdown: no tag, link or emphasis, and no image that a browser would fetch."""
+    return "".join(c if c.isalnum() or c == " " else "<br>" if c == "\n" else f"&#{ord(c)};" for c in text)
 
 
 class ScheduleCheck(Callback):
@@ -106,12 +114,5 @@ class ScheduleCheck(Callback):
             value = getattr(trainer, name)
             if isinstance(value, int) and not isinstance(value, bool) and value % window:
                 problems.append(f"trainer.{name}: expected a multiple of {window} = {reason}, got {value}")
-        for callback in trainer.checkpoint_callbacks:
-            every = callback._every_n_train_steps
-            if every and every % num_iterations:
-                problems.append(
-                    f"checkpoint.every_n_train_steps: expected a multiple of num_iterations ({num_iterations}), "
-                    f"got {every}"
-                )
         if problems:
             raise SettingsError("\n".join(problems))

@@ -1,5 +1,5 @@
 """The console command ``medgrpo``: training and its kin are LightningCLI's, ``medgrpo data`` is for question files,
-``medgrpo grade``, ``compare`` and ``report`` for saved predictions."""
+``medgrpo grade``, ``compare`` and ``report`` for saved predictions, ``medgrpo export`` for trained weights."""
 
 from __future__ import annotations
 
@@ -20,6 +20,10 @@ def main() -> None:
         from medgrpo.eval_cli import main as evaluate
 
         _exit(lambda: evaluate(sys.argv[1:]))
+    if first == ["export"]:
+        from medgrpo.export_cli import main as export
+
+        _exit(lambda: export(sys.argv[2:]))
     from medgrpo.trainer_cli import main as train
 
     train()

@@ -16,6 +16,8 @@ the reductions of Dr. GRPO (arXiv 2503.20783). Differences from a plain implemen
 
 from __future__ import annotations
 
+import copy
+import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
@@ -29,13 +31,15 @@ from medgrpo.advantages import group_advantages, zero_variance
 from medgrpo.limits import Limits
 from medgrpo.loss import clip_ratios, kl_k3, token_loss, token_weights
 from medgrpo.metrics import PassStatistics, Timer, now, peak_memory_gib, rollout_metrics
-from medgrpo.passes import cut_completions, cut_prompts, sum_of_losses
+from medgrpo.passes import cut_completions, cut_prompts, half, sum_of_losses
 from medgrpo.policy import Policy
 from medgrpo.policy_module import PolicyModule
 from medgrpo.prefix import encode, prepare, score
-from medgrpo.rewards import Reward, score_completions
+from medgrpo.rewards import Reward, RewardError, failed_rank, score_completions
 from medgrpo.rollout import sample
+from medgrpo.sharding import whole
 from medgrpo.types import Completions, Prefix, PromptBatch, Rollouts, SettingsError, VisionFeatures
+from medgrpo.unfinished import pack, unpack
 from medgrpo.vision_cache import VisionCache
 
 
@@ -102,6 +106,8 @@ class GRPOModule(PolicyModule):
         problems = []
         if num_generations < 2:
             problems.append(f"num_generations: a group needs at least 2 completions, got {num_generations}")
+        if seed < 0:
+            problems.append(f"seed: expected at least 0, got {seed}")
         if not rewards:
             problems.append("rewards: expected at least one")
         if reward_weights is not None and len(reward_weights) != len(rewards):
@@ -148,9 +154,13 @@ class GRPOModule(PolicyModule):
         self.scale_rewards = scale_rewards
         self.mask_truncated_completions = mask_truncated_completions
         self.max_tokens_per_pass = max_tokens_per_pass
+        self.tokens_per_pass = max_tokens_per_pass
+        """Less, once that many did not fit into memory."""
         self.vision_cache = VisionCache(vision_cache_gib * 2**30)
 
         self.rollouts: Rollouts | None = None
+        self.unfinished: dict[str, Any] | None = None
+        """The rollout batch inside which the checkpoint was saved that training goes on from."""
         self.rollout_values: dict[str, Tensor] = {}
         self.statistics = PassStatistics()
         self.timer = Timer()
@@ -168,32 +178,38 @@ class GRPOModule(PolicyModule):
         window, step = divmod(batch_idx, num_micro * self.num_iterations)
         if step == 0 or self.rollouts is None:  # None inside a window: resumed there
             self.zero_grad(set_to_none=True)  # or the last step's gradients would live through the rollout
-            self.rollouts = self.collect(prompts, window)
+            self.rollouts = self.take_up(prompts) if step and self.unfinished else self.collect(prompts, window)
         self.timer.start("train")
         loss = self.micro_loss(self.rollouts, step % num_micro, num_micro)
         self.loss = self.loss + loss.detach()
+        if not loss.isfinite():
+            return loss * torch.nan  # so that the gradient is not finite on any rank, and all skip the step
         # Undo Lightning's division by the micro-batches and the strategy's by the ranks: the weights divide already.
         return loss * num_micro * self.trainer.world_size
 
     @torch.no_grad()
     def collect(self, prompts: PromptBatch, window: int) -> Rollouts:
         """Draw G completions per prompt, score them, and fix everything about the loss but the policy itself."""
-        with self.timer("rollout"):
+        with self.timer("rollout"), whole(self.policy):
             prompts, prefix = self.encode(prompts, self.vision_cache.features_of)
             started = now()
-            completions = self.sample(prefix, self._generator(window))
+            completions = self.sample(prefix, self._generators(window, len(prompts)))
             self.decode_seconds = now() - started
             texts = self.decode(completions)
+        if self.policy.sharded:
+            completions = completions.widened(2)  # with one column the model would not run, on this rank alone
         with self.timer("reward"):
-            records = [record for record in prompts.records for _ in range(self.num_generations)]
-            total, rewards = score_completions(self.rewards, self.reward_weights, texts, records)
-            total, rewards = total.to(self.device), rewards.to(self.device)
+            total, rewards, failure = self._rewards(prompts, texts)
 
         mask, finished = completions.mask, completions.finished
         loss_mask = mask & finished[:, None] if self.mask_truncated_completions else mask
-        rows = torch.column_stack([rewards, total, mask.sum(1), finished, loss_mask.sum(1)]).float()
-        everywhere = self.all_gather(rows).view(-1, rows.shape[1])  # [N * W, R + 4]: the one collective of a rollout
-        *all_rewards, all_total, all_lengths, all_finished, all_loss_tokens = everywhere.unbind(1)
+        skipped = torch.full_like(total, prompts.skipped)
+        rows = torch.column_stack([rewards, total, mask.sum(1), finished, loss_mask.sum(1), skipped]).float()
+        everywhere = self.all_gather(rows).view(-1, rows.shape[1])  # [N * W, R + 5]: the one collective of a rollout
+        *all_rewards, all_total, all_lengths, all_finished, all_loss_tokens, all_skipped = everywhere.unbind(1)
+        if (rank := failed_rank(all_total, self.trainer.world_size)) is not None:
+            where = f"rank {rank}: " if self.trainer.world_size > 1 else ""
+            raise RewardError(self.trainer.strategy.broadcast(f"{where}{failure}", rank)) from failure
         advantages = group_advantages(total, self.num_generations, self.scale_rewards, batch_rewards=all_total)
         weights = token_weights(
             loss_mask,
@@ -214,10 +230,14 @@ class GRPOModule(PolicyModule):
         )
         self.rollout_tokens = int(all_lengths.sum()) + self.trainer.world_size * int(prompts.attention_mask.sum())
         self.num_tokens += self.rollout_tokens
+        self.skipped_images += int(all_skipped[:: len(total)].sum())
         self.rollout_values["num_tokens"] = torch.tensor(float(self.num_tokens))
+        self.rollout_values["skipped_images"] = torch.tensor(float(self.skipped_images))
         rollouts = Rollouts(prompts, completions, texts, rewards, advantages, weights, active.tolist())
-        # With fewer active groups, encoding those anew (3 units of work each) is less than going back through all (2).
-        if prefix.last_hidden.requires_grad and 3 * sum(rollouts.active) >= 2 * len(prompts):
+        # With fewer active groups, encoding those anew (3 units of work each) is less than going back through all (2);
+        # ranks that share weights have to do the same.
+        is_worth_it = self.policy.sharded or 3 * sum(rollouts.active) >= 2 * len(prompts)
+        if prefix.last_hidden.requires_grad and is_worth_it:
             rollouts.prefix = prefix
         del prefix
         if self.beta > 0:
@@ -226,6 +246,18 @@ class GRPOModule(PolicyModule):
         if self.num_iterations > 1:
             rollouts.old_logps = torch.full_like(completions.logps, float("nan"))
         return rollouts
+
+    def _rewards(self, prompts: PromptBatch, texts: list[str]) -> tuple[Tensor, Tensor, RewardError | None]:
+        """[N] weighted sums and [N, R] rewards; NaN where a reward failed, which the exchange tells the other ranks."""
+        records = [record for record in prompts.records for _ in range(self.num_generations)]
+        failure = None
+        try:
+            total, rewards = score_completions(self.rewards, self.reward_weights, texts, records)
+        except RewardError as error:
+            failure = error
+            total = torch.full((len(texts),), torch.nan)
+            rewards = torch.full((len(texts), len(self.rewards)), torch.nan)
+        return total.to(self.device), rewards.to(self.device), failure
 
     def encode(
         self, prompts: PromptBatch, look: Callable[[torch.nn.Module, PromptBatch], VisionFeatures]
@@ -238,13 +270,51 @@ class GRPOModule(PolicyModule):
     def micro_loss(self, rollouts: Rollouts, micro: int, num_micro: int) -> Tensor:
         """The share of the groups of one micro-batch in the loss of the whole rollout batch."""
         groups = [p for p in self._groups(rollouts, micro, num_micro) if rollouts.active[p]]
-        parts = cut_prompts(groups, rollouts.prompts.attention_mask.sum(1), self.max_tokens_per_pass)
-        if len(parts) > 1:
-            loss = sum_of_losses([partial(self._loss_of_prompts, rollouts, part) for part in parts], self.trained())
-        else:
-            loss = self._loss_of_prompts(rollouts, parts[0]) if parts else 0.0
+        if self.policy.sharded:
+            return self._loss_of_prompts(rollouts, groups) if groups else self._idle_loss(rollouts)
+        loss = self._loss_in_passes(rollouts, groups) if groups else 0.0
         # With several ranks each parameter must take part on each: images and adapters may differ between them.
-        return loss + self._anchor() if not parts or self.trainer.world_size > 1 else loss
+        return loss + self._anchor() if not groups or self.trainer.world_size > 1 else loss
+
+    def _loss_in_passes(self, rollouts: Rollouts, groups: list[int]) -> Tensor:
+        """A loss whose gradient is taken here, so that passes that do not fit into memory are made again, smaller."""
+        lengths = rollouts.prompts.attention_mask.sum(1)
+        while True:
+            parts = cut_prompts(groups, lengths, self.tokens_per_pass)
+            losses = [partial(self._loss_of_prompts, rollouts, part) for part in parts]
+            before = copy.deepcopy(self.statistics)
+            try:
+                return sum_of_losses(losses, self.trained())
+            except torch.OutOfMemoryError as error:
+                reason = str(error)
+            # Here, and not where it was caught: the error held on to the memory.
+            self.statistics, rollouts.prefix = before, None
+            torch.cuda.empty_cache()
+            self._make_passes_smaller(rollouts, groups, reason)
+
+    def _make_passes_smaller(self, rollouts: Rollouts, groups: list[int], reason: str) -> None:
+        lengths = rollouts.completions.mask.sum(1).view(-1, self.num_generations)
+        budget = half(self.tokens_per_pass, rollouts.prompts.attention_mask.sum(1)[groups], lengths[groups])
+        if budget is None:
+            raise SettingsError(
+                "training on one prompt or one completion alone does not fit into memory: set "
+                "model.policy.gradient_checkpointing=true or model.policy.quantize=nf4, or lower "
+                f"model.policy.max_pixels or model.max_completion_length ({reason})"
+            )
+        self.tokens_per_pass = budget
+        warnings.warn(
+            f"a pass of training does not fit into memory: going on with at most {budget} tokens in a pass, which "
+            f"changes no gradient; model.max_tokens_per_pass={budget} begins with that",
+            stacklevel=2,
+        )
+
+    def _idle_loss(self, rollouts: Rollouts) -> Tensor:
+        """0, by the passes that other ranks make: sharded weights are gathered, and gradients exchanged, together."""
+        prefix, rollouts.prefix = rollouts.prefix, None
+        prefix = prefix or self.policy(encode, rollouts.prompts.select([0]))
+        rows, ids, mask = self._rows(rollouts, list(range(self.num_generations)))
+        logps, _ = self.policy(score, prefix.select([0]), ids, mask, self.temperature, self.suppressed)
+        return logps.sum() * 0.0
 
     def _loss_of_prompts(self, rollouts: Rollouts, groups: list[int]) -> Tensor:
         """Encode these prompts, unless the rollout has, and sum over their completions."""
@@ -296,7 +366,7 @@ class GRPOModule(PolicyModule):
         names = ("temperature", "top_p", "top_k", "min_completion_length")
         return {name: getattr(self, name) for name in names}
 
-    def sample(self, prefix: Prefix, generator: torch.Generator) -> Completions:
+    def sample(self, prefix: Prefix, generator: list[torch.Generator]) -> Completions:
         """G completions per prompt with the training settings."""
         return self.policy(
             sample,
@@ -312,10 +382,13 @@ class GRPOModule(PolicyModule):
             **self.sampling,
         )
 
-    def _generator(self, window: int) -> torch.Generator:
-        # From the position in training, not from global state: resuming draws what an uninterrupted run draws.
-        state = np.random.SeedSequence((self.seed, self.current_epoch, window, self.global_rank)).generate_state(1)
-        return torch.Generator().manual_seed(int(state[0]))
+    def _generators(self, window: int, num_prompts: int) -> list[torch.Generator]:
+        # From the place of the prompt in training, not from global state: resuming draws what an uninterrupted run
+        # draws, and several ranks draw what one would.
+        place = (self.seed, self.current_epoch, window)
+        first = self.global_rank * num_prompts
+        states = [np.random.SeedSequence((*place, first + p)).generate_state(1)[0] for p in range(num_prompts)]
+        return [torch.Generator().manual_seed(int(state)) for state in states]
 
     def reference_logps(self, rollouts: Rollouts) -> Tensor:
         """[N, C] log-probabilities of the completions; called where the policy is the reference."""
@@ -326,7 +399,7 @@ class GRPOModule(PolicyModule):
         num_micro = self.trainer.accumulate_grad_batches
         for micro in range(num_micro):
             groups = self._groups(rollouts, micro, num_micro)
-            for part in cut_prompts(groups, prompts.attention_mask.sum(1), self.max_tokens_per_pass):
+            for part in cut_prompts(groups, prompts.attention_mask.sum(1), self.tokens_per_pass):
                 prefix = self.policy(encode, prompts.select(part))
                 for prompts_of_piece, rows in self._pieces(rollouts, part):
                     rows, ids, mask = self._rows(rollouts, rows)
@@ -337,12 +410,12 @@ class GRPOModule(PolicyModule):
 
     def _encodes_at_once(self, prompts: PromptBatch) -> bool:
         tokens = prompts.attention_mask.sum(1)
-        parts = cut_prompts(range(len(prompts)), tokens, self.max_tokens_per_pass)
+        parts = cut_prompts(range(len(prompts)), tokens, self.tokens_per_pass)
         return self.trainer.accumulate_grad_batches == len(parts) == 1
 
     def _pieces(self, rollouts: Rollouts, groups: list[int]) -> list[tuple[list[int], list[int]]]:
         lengths = rollouts.completions.mask.sum(1).view(-1, self.num_generations)
-        pieces = cut_completions(groups, lengths, self.max_tokens_per_pass)
+        pieces = cut_completions(groups, lengths, self.tokens_per_pass)
         return [([groups.index(p) for p in part], rows) for part, rows in pieces]
 
     def trained(self) -> list[Tensor]:
@@ -358,7 +431,7 @@ class GRPOModule(PolicyModule):
         """Indices, ids and mask of these rows, without the columns that only longer completions need."""
         rows = torch.tensor(rows, device=self.device)
         mask = rollouts.completions.mask[rows]
-        length = int(mask.sum(1).max())
+        length = max(int(mask.sum(1).max()), 2 if self.policy.sharded else 1)
         return rows, rollouts.completions.ids[rows, :length], mask[:, :length]
 
     def _anchor(self) -> Tensor:
@@ -387,6 +460,7 @@ class GRPOModule(PolicyModule):
         """Log once per optimizer step: Lightning drops what is logged while it accumulates."""
         if (batch_idx + 1) % self.trainer.accumulate_grad_batches:
             return
+        self.trainer.fit_loop._results.clear()  # Lightning would log what this step lacks with an earlier step's value
         timing = self.timer.pop()
         iteration = batch_idx // self.trainer.accumulate_grad_batches % self.num_iterations
         values = self.rollout_values | self.statistics.pop() | timing
@@ -398,6 +472,28 @@ class GRPOModule(PolicyModule):
         values["perf/peak_memory_gib"] = peak_memory_gib()
         self.log("reward", values.pop("reward"), prog_bar=True, batch_size=len(batch))
         self.log_dict(values, batch_size=len(batch))
+
+    def resume_state(self) -> dict[str, Any]:
+        """Beside counts: the rollout batch, inside of one."""
+        state = super().resume_state()
+        # What ran out of memory before does not have to do so again; None is what the option says.
+        state["tokens_per_pass"] = None if self.tokens_per_pass == self.max_tokens_per_pass else self.tokens_per_pass
+        if (self.trainer.fit_loop.batch_idx + 1) % (self.trainer.accumulate_grad_batches * self.num_iterations):
+            state["unfinished"] = pack(self.rollouts, self.rollout_values, self.rollout_tokens)
+        return state
+
+    def load_resume_state(self, state: dict[str, Any]) -> None:
+        """Also take up the rollout batch, when its prompts come."""
+        super().load_resume_state(state)
+        self.tokens_per_pass = state["tokens_per_pass"] or self.max_tokens_per_pass
+        self.unfinished = state.get("unfinished")
+
+    def take_up(self, prompts: PromptBatch) -> Rollouts:
+        """The rollout batch on these prompts, inside which the run was stopped."""
+        unfinished, self.unfinished = self.unfinished, None
+        self.rollout_values, self.rollout_tokens = unfinished["values"], unfinished["tokens"]
+        look = self.vision_cache.features_of
+        return unpack(unfinished, self.policy(prepare, prompts, self.device, self.policy.freeze_vision, look))
 
     def on_train_epoch_end(self) -> None:
         """Rollouts never outlive the pass over the data that drew them."""

@@ -60,6 +60,20 @@ def _pack(groups: Sequence[int], tokens: Sequence[int], max_tokens: int | None) 
     return [sorted(part) for part in bins]
 
 
+def half(max_tokens: int | None, prompt_lengths: Tensor, lengths: Tensor) -> int | None:
+    """Half the tokens of the largest pass; None when each is one prompt or one completion.
+
+    Args:
+        max_tokens: what passes were cut to.
+        prompt_lengths: [n] tokens of the prompts that were trained on.
+        lengths: [n, G] tokens of their completions.
+    """
+    largest = max(prompt_lengths.numel() * int(prompt_lengths.max()), lengths.numel() * int(lengths.max()))
+    tried = min(max_tokens or largest, largest)
+    # Two rows fit together when twice the longer one does.
+    return None if tried < 2 * min(int(prompt_lengths.min()), int(lengths.amax(1).min())) else tried // 2
+
+
 def sum_of_losses(
     losses: Sequence[Callable[[], Tensor]], inputs: Sequence[Tensor], leaves: Sequence[Tensor] | None = None
 ) -> Tensor:
@@ -79,7 +93,7 @@ def sum_of_losses(
 class _SumOfLosses(torch.autograd.Function):
     @staticmethod
     def forward(ctx, losses: Sequence[Callable[[], Tensor]], leaves: Sequence[Tensor], *inputs: Tensor) -> Tensor:
-        ctx.gradients = [torch.zeros_like(leaf) for leaf in leaves]
+        ctx.gradients = [None] * len(leaves)
         total = 0.0
         for loss in losses:
             total = total + _add_gradient(loss, leaves, ctx.gradients)
@@ -87,13 +101,15 @@ class _SumOfLosses(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, factor: Tensor) -> tuple[Tensor | None, ...]:
-        return None, None, *(gradient.mul_(factor) for gradient in ctx.gradients)
+        return None, None, *(None if gradient is None else gradient.mul_(factor) for gradient in ctx.gradients)
 
 
-def _add_gradient(loss: Callable[[], Tensor], leaves: Sequence[Tensor], sums: list[Tensor]) -> Tensor:
+def _add_gradient(loss: Callable[[], Tensor], leaves: Sequence[Tensor], sums: list[Tensor | None]) -> Tensor:
     with torch.enable_grad():
         value = loss()
-    for sum_, gradient in zip(sums, torch.autograd.grad(value, leaves, allow_unused=True), strict=True):
+    with torch.autocast(value.device.type, enabled=False):  # as in any backward pass
+        gradients = torch.autograd.grad(value, leaves, allow_unused=True)
+    for i, gradient in enumerate(gradients):
         if gradient is not None:
-            sum_ += gradient
+            sums[i] = gradient.contiguous() if sums[i] is None else sums[i].add_(gradient)
     return value.detach()

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+import medgrpo
+from medgrpo.adapters import add_adapter, base_of, public_name, read_adapter
 from medgrpo.linear import is_available as onednn_is_available
 from medgrpo.linear import use_onednn
 from medgrpo.types import SettingsError
@@ -24,8 +29,23 @@ FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 LANGUAGE_LINEARS = r"(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
 VISION_LINEARS = r"(qkv|proj|fc1|fc2|gate_proj|up_proj|down_proj|linear_fc1|linear_fc2)"
 
-ADAPTER_KEYS = {r"^visual": "model.visual", r"^model(?!\.(language_model|visual))": "model.language_model"}
-"""Module names of adapters saved before transformers 4.52 -> today's; names already in today's layout stay."""
+MADE_WITH = "made_with.json"
+"""Beside saved weights: the versions of what made them, ``quantize``, and the ``dtype`` of the base in training."""
+
+
+@contextmanager
+def loading(option: str, name: str) -> Iterator[None]:
+    """Name the option whose files cannot be loaded: no network, no access, a broken file."""
+    try:
+        yield
+    except (SettingsError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # the Hub, transformers and safetensors raise nearly anything
+        reason = next(iter(str(error).splitlines()), "")
+        raise SettingsError(
+            f"{option}={name}: cannot be loaded ({type(error).__name__}: {reason}); expected a Qwen-VL model: the "
+            "Hub id of one that this machine can reach and may read, or a folder in safetensors"
+        ) from error
 
 
 class Policy(nn.Module):
@@ -34,8 +54,9 @@ class Policy(nn.Module):
     Construction only stores the options; ``load`` builds the model, once, under Lightning's ``configure_model``.
 
     Args:
-        model_name_or_path: Hub id or folder of a base model, or a folder written by this tool (whole model or adapter).
-        adapter: PEFT adapter folder to start from; the reference policy is then the model with this adapter.
+        model_name_or_path: Hub id or folder of a base model, or of a whole model written by this tool; or an adapter
+            that names its base by a Hub id (saved folders hold no path: of a local base they know the last name only).
+        adapter: PEFT adapter to start from, made here or elsewhere; the reference policy is then the model with it.
         dtype: of the base weights; auto is bfloat16 for LoRA on CUDA, else float32. LoRA weights are float32.
         attn_implementation: auto is flash_attention_2 where it can run, else sdpa.
         decode_implementation: static keeps the shapes of decoding fixed and replays a CUDA graph on a GPU; eager lets
@@ -72,13 +93,15 @@ class Policy(nn.Module):
         gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
+        if lora_r < 1:
+            raise SettingsError(f"lora_r: expected at least 1, got {lora_r}")
         if quantize and not use_peft:
             raise SettingsError("quantize trains an adapter on frozen 4-bit weights: set use_peft=true, or drop it")
         if min_pixels is not None and max_pixels is not None and min_pixels > max_pixels:
             raise SettingsError(f"expected min_pixels <= max_pixels, got {min_pixels} > {max_pixels}")
         folder = Path(model_name_or_path)
         if adapter is None and (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
-            adapter, model_name_or_path = model_name_or_path, _base_of(folder)
+            adapter, model_name_or_path = model_name_or_path, base_of(model_name_or_path)
         if adapter is not None and not use_peft:
             raise SettingsError(f"adapter {adapter} needs use_peft=true; merge it first to train all weights")
         self.model_name_or_path = model_name_or_path
@@ -101,6 +124,8 @@ class Policy(nn.Module):
         self.reference: nn.Module | None = None
         """Frozen copy of the model at the start: full fine-tuning with ``beta > 0`` only."""
         self._is_reference = False
+        self.sharded = False
+        """Whether the weights will be spread over ranks; set before ``load``."""
 
     def check_folders(self) -> None:
         """A Hub id is ``name`` or ``owner/name``; anything else must be a folder that is there.
@@ -168,7 +193,7 @@ class Policy(nn.Module):
     def decodes_static(self) -> bool:
         """Whether completions are drawn with fixed shapes."""
         if self.decode_implementation == "auto":
-            return self.network.device.type == "cuda"
+            return self.network.device.type == "cuda" and not self.sharded
         return self.decode_implementation == "static"
 
     @contextmanager
@@ -207,15 +232,23 @@ class Policy(nn.Module):
     def save_state(self, folder: str | Path, processor: Any, state: dict[str, Tensor]) -> None:
         """As ``save``, with weights gathered elsewhere: keys as in ``self.model.state_dict()``."""
         if self.use_peft:
-            self.model.save_pretrained(folder, state_dict=state, selected_adapters=["default"])
+            # Else PEFT asks the Hub for the size of the base's vocabulary.
+            lora_only = {"selected_adapters": ["default"], "save_embedding_layers": False}
+            self.model.save_pretrained(folder, state_dict=state, **lora_only)
         else:
             self.model.save_pretrained(folder, state_dict=state)
         processor.save_pretrained(folder)
+        versions = {name: version(name) for name in ("transformers", "peft", "torch")}
+        made_with = {"medgrpo": medgrpo.__version__} | versions | {"quantize": self.quantize}
+        made_with["dtype"] = str(self.network.dtype).removeprefix("torch.")
+        (Path(folder) / MADE_WITH).write_text(json.dumps(made_with, indent=1) + "\n", encoding="utf-8")
 
     def _load_base(self) -> nn.Module:
         from transformers import AutoConfig, AutoModelForImageTextToText, BitsAndBytesConfig
 
-        config = AutoConfig.from_pretrained(self.model_name_or_path)
+        source = self.model_name_or_path
+        with loading("model.policy.model_name_or_path", source):
+            config = AutoConfig.from_pretrained(source, trust_remote_code=False)
         if config.model_type not in FAMILIES:
             raise SettingsError(
                 f"model_name_or_path={self.model_name_or_path} has model_type {config.model_type!r}; "
@@ -225,6 +258,16 @@ class Policy(nn.Module):
         if "sliding_attention" in layer_types:
             raise SettingsError(
                 f"{self.model_name_or_path} uses sliding-window attention; set use_sliding_window=false"
+            )
+        if Path(source).is_dir() and not any(Path(source).glob("*.safetensors")):
+            raise SettingsError(
+                f"model_name_or_path={source} holds no *.safetensors; other files of weights can run code when they "
+                "are read: load one that you trust with transformers and save it anew with save_pretrained"
+            )
+        if "quantization_config" in config.to_dict():
+            raise SettingsError(
+                f"the weights of {source} are quantised already: set model_name_or_path to the model that they were "
+                "made of, and quantize=nf4 to have its language model in 4 bits"
             )
         dtype = self._torch_dtype()
         quantization = None
@@ -236,17 +279,24 @@ class Policy(nn.Module):
                 bnb_4bit_compute_dtype=dtype,
                 llm_int8_skip_modules=[r".*visual", "lm_head"],
             )
-        model, loading = AutoModelForImageTextToText.from_pretrained(
-            self.model_name_or_path,
-            dtype=dtype,
-            attn_implementation=self._attention(dtype),
-            quantization_config=quantization,
-            output_loading_info=True,
-        )
+        with loading("model.policy.model_name_or_path", source):
+            model, info = AutoModelForImageTextToText.from_pretrained(
+                source,
+                dtype=dtype,
+                attn_implementation=self._attention(dtype),
+                quantization_config=quantization,
+                output_loading_info=True,
+                use_safetensors=True,
+                trust_remote_code=False,
+            )
         kinds = ("missing_keys", "unexpected_keys", "mismatched_keys")
-        problems = {kind: sorted(map(str, loading[kind])) for kind in kinds if loading[kind]}
+        problems = {kind: sorted(map(str, info[kind])) for kind in kinds if info[kind]}
         if problems:
             raise SettingsError(f"weights of {self.model_name_or_path} do not fit its architecture: {problems}")
+        if self.quantize:
+            check_quantised(model)
+        # What is saved later takes the name from here.
+        model.name_or_path = model.config.name_or_path = public_name(source)
         return model
 
     def _torch_dtype(self) -> torch.dtype:
@@ -272,11 +322,11 @@ class Policy(nn.Module):
         if self.linear_implementation == "onednn" and not onednn_is_available():
             raise SettingsError("linear_implementation=onednn: this build of torch has no oneDNN; set it to torch")
         if self.linear_implementation == "auto":
-            return onednn_is_available() and not torch.cuda.is_available()
+            return onednn_is_available() and not torch.cuda.is_available() and not self.sharded
         return self.linear_implementation == "onednn"
 
     def _add_lora(self, model: nn.Module, with_reference: bool) -> nn.Module:
-        from peft import LoraConfig, PeftConfig, get_peft_model
+        from peft import LoraConfig, get_peft_model
 
         if self.adapter is None:
             targets = self.lora_target_modules or rf".*language_model\.layers\..*\.{LANGUAGE_LINEARS}" + (
@@ -287,28 +337,14 @@ class Policy(nn.Module):
                 r=self.lora_r, lora_alpha=self.lora_alpha, target_modules=targets, exclude_modules=exclude
             )
             return get_peft_model(model, config)
-        config = PeftConfig.from_pretrained(self.adapter)
-        config.inference_mode = False
-        config.lora_dropout = 0.0
-        peft_model = get_peft_model(model, config)
-        self._load_adapter(peft_model, "default", is_trainable=True)
+        adapter = read_adapter(self.adapter)
+        base, made_for = public_name(self.model_name_or_path), Path(adapter.base).name
+        if made_for and made_for != Path(base).name:
+            rank_zero_warn(f"adapter {self.adapter} was trained on {made_for}; here it is put on {base}")
+        peft_model = add_adapter(model, adapter)
         if self.freeze_vision and any("visual" in n for n, p in peft_model.named_parameters() if p.requires_grad):
             raise SettingsError(f"adapter {self.adapter} trains the vision tower: set freeze_vision=false")
-        if with_reference:
-            self._load_adapter(peft_model, "reference", is_trainable=False)
-        return peft_model
-
-    def _load_adapter(self, peft_model: nn.Module, name: str, is_trainable: bool) -> None:
-        keys = ADAPTER_KEYS if peft_model.get_base_model().config.model_type != "qwen3_vl" else None
-        result = peft_model.load_adapter(self.adapter, name, is_trainable=is_trainable, key_mapping=keys)
-        expected = [n for n, _ in peft_model.named_parameters() if f".{name}." in n and "lora_" in n]
-        missing = [key for key in result.missing_keys if "lora_" in key and f".{name}." in key]
-        if missing or result.unexpected_keys:
-            raise SettingsError(
-                f"adapter {self.adapter} does not fit {self.model_name_or_path}: {len(expected) - len(missing)} of "
-                f"{len(expected)} LoRA tensors matched, {len(result.unexpected_keys)} in the file match nothing, e.g. "
-                f"{(list(result.unexpected_keys) + missing)[0]}; check model_name_or_path and adapter"
-            )
+        return add_adapter(peft_model, adapter, "reference", is_trainable=False) if with_reference else peft_model
 
     def _checkpoint_blocks(self) -> None:
         # transformers' own gradient checkpointing drops the cache that carries the shared prefix.
@@ -318,10 +354,28 @@ class Policy(nn.Module):
                 block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
 
 
-def _base_of(adapter: Path) -> str:
-    from peft import PeftConfig
+def check_quantised(model: nn.Module) -> int:
+    """Only the blocks of the language model are in 4 bits: not the vision tower, its merger, or the output layer.
 
-    base = PeftConfig.from_pretrained(str(adapter)).base_model_name_or_path
-    if not base:
-        raise SettingsError(f"{adapter}/adapter_config.json names no base model; set model_name_or_path and adapter")
-    return base
+    Returns:
+        The number of quantised layers.
+
+    Raises:
+        SettingsError: others are quantised, or some are not.
+    """
+    from bitsandbytes.nn import Linear4bit
+
+    linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    quantised = {name for name, module in linears.items() if isinstance(module, Linear4bit)}
+    expected = {name for name in linears if name.startswith("model.language_model.layers.")}
+    if wrong := sorted(quantised ^ expected):
+        raise SettingsError(
+            f"quantize: expected exactly the {len(expected)} linear layers of the language model's blocks in 4 bits, "
+            f"got {len(quantised)} layers; {len(wrong)} are on one side only, e.g. {wrong[0]}. This transformers reads "
+            "llm_int8_skip_modules in another way: install that of constraints.txt, or set quantize=null"
+        )
+    rank_zero_info(
+        f"quantize=nf4: {len(quantised)} linear layers of the language model are in 4 bits, the other "
+        f"{len(linears) - len(quantised)} (vision tower, merger, output) are not"
+    )
+    return len(quantised)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from typing import Any
 
@@ -15,11 +16,13 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_warn
 
 from medgrpo.group_accuracy import GroupAccuracy
-from medgrpo.policy import Policy
+from medgrpo.policy import Policy, loading
 from medgrpo.predictions import Prediction, to_row
 from medgrpo.prefix import encode, prepare
 from medgrpo.rollout import sample
+from medgrpo.sharding import FSDP2Strategy, check_strategy, clean_names, clip_by_norm, is_sharded, shard, whole
 from medgrpo.types import Completions, PromptBatch, SettingsError
+from medgrpo.unfinished import gathered, of_rank
 
 STOP_TOKENS = ("<|im_end|>", "<|endoftext|>")
 """Any of these ends a completion."""
@@ -41,6 +44,8 @@ class PolicyModule(LightningModule):
 
     num_iterations: int = 1
     """Optimizer steps per batch of the loader."""
+    max_tokens_per_pass: int | None = None
+    """Tokens that go through the model at once."""
     needs_reference: bool = False
     """Whether training compares with the policy as it was at the start."""
 
@@ -73,8 +78,10 @@ class PolicyModule(LightningModule):
         self.num_tokens = 0
         self.nonfinite_steps = 0
         self.nonfinite_in_a_row = 0
+        self.skipped_images = 0
         self.on_rollout_token: Callable[[int, int], None] | None = None
         """Called while completions are drawn, with (tokens so far, rows still alive); a progress bar sets it."""
+        self.evaluation = ExitStack()
         self.keeps_answers = False
         """Whether somebody keeps what a test answers; `PredictionWriter` sets it."""
         self.strict_loading = False  # checkpoints hold only what trains; on_load_checkpoint compares the names
@@ -85,7 +92,8 @@ class PolicyModule(LightningModule):
         from transformers import AutoProcessor
 
         self.policy.check_folders()
-        processor = AutoProcessor.from_pretrained(self.policy.model_name_or_path)
+        with loading("model.policy.model_name_or_path", self.policy.model_name_or_path):
+            processor = AutoProcessor.from_pretrained(self.policy.model_name_or_path, trust_remote_code=False)
         processor.tokenizer.padding_side = "left"
         return processor
 
@@ -93,7 +101,12 @@ class PolicyModule(LightningModule):
         """Load the policy, once."""
         if self.policy.model is not None:
             return
+        strategy = self.trainer.strategy
+        check_strategy(self.trainer, self.policy, self.max_tokens_per_pass)
+        self.policy.sharded = is_sharded(strategy)
         self.policy.load(with_reference=self.needs_reference and self.trainer.state.fn == "fit")
+        if isinstance(strategy, FSDP2Strategy):
+            shard(self.policy, strategy.device_mesh["data_parallel"])
         vocabulary = self.processor.tokenizer.get_vocab()
         stop = [vocabulary[token] for token in STOP_TOKENS if token in vocabulary]
         if not stop:
@@ -105,20 +118,24 @@ class PolicyModule(LightningModule):
 
     def configure_optimizers(self) -> dict[str, Any]:
         """The optimizer over what trains, and the scheduler stepped with it."""
-        optimizer = self.optimizer([p for p in self.policy.parameters() if p.requires_grad])
+        with naming("model.optimizer"):
+            optimizer = self.optimizer([p for p in self.policy.parameters() if p.requires_grad])
         if self.lr_scheduler is None:
             return {"optimizer": optimizer}
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.lr_scheduler(optimizer), "interval": "step"}}
+        with naming("model.lr_scheduler"):
+            scheduler = self.lr_scheduler(optimizer)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
         """Clip as the Trainer says; a step whose gradient is not finite is skipped and counted."""
-        gradients = [p.grad for p in self.policy.parameters() if p.grad is not None]
-        self.grad_norm = float(torch.nn.utils.get_total_norm(gradients))
+        by_norm = gradient_clip_algorithm in (None, "norm")
+        self.grad_norm = clip_by_norm(self.trainer, self.policy, gradient_clip_val if by_norm else None)
         if np.isfinite(self.grad_norm):
             self.nonfinite_in_a_row = 0
-            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+            if not by_norm:
+                self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
             return
         self.zero_grad(set_to_none=True)  # the optimizer leaves parameters without a gradient as they are
         self.nonfinite_steps += 1
@@ -200,8 +217,20 @@ class PolicyModule(LightningModule):
         rows = [ids[mask] for ids, mask in zip(completions.ids.cpu(), completions.mask.cpu(), strict=True)]
         return self.processor.tokenizer.batch_decode(rows, skip_special_tokens=True)
 
+    def gather_weights(self) -> None:
+        """Evaluate on whole weights: ranks may then have different numbers of batches."""
+        self.evaluation.enter_context(whole(self.policy))
+
+    def release_weights(self) -> None:
+        """Back to shards, if there are any."""
+        self.evaluation.close()
+
+    on_test_end = on_predict_end = on_validation_end = release_weights
+    on_predict_start = gather_weights
+
     def on_validation_start(self) -> None:
         """Name the groups of the records that will be judged."""
+        self.gather_weights()
         self.accuracy = GroupAccuracy(self.trainer.datamodule.records["val"]).to(self.device)
 
     def validation_step(self, prompts: PromptBatch, batch_idx: int) -> list[Prediction]:
@@ -212,6 +241,7 @@ class PolicyModule(LightningModule):
 
     def on_test_start(self) -> None:
         """A test without a `PredictionWriter` leaves nothing."""
+        self.gather_weights()
         if not self.keeps_answers:
             rank_zero_warn(
                 "the answers of this test are neither kept nor counted: add "
@@ -234,7 +264,8 @@ class PolicyModule(LightningModule):
         """Keep what trains and what resuming needs, nothing else."""
         trained = self._trained_names()
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}
-        checkpoint["grpo"] = {"num_tokens": self.num_tokens, "nonfinite_steps": self.nonfinite_steps}
+        if "grpo" not in checkpoint:
+            checkpoint["grpo"] = gathered(self.resume_state(), self.trainer.world_size)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint that does not hold exactly what trains here."""
@@ -245,11 +276,34 @@ class PolicyModule(LightningModule):
                 f"are in it, {len(got - expected)} others are too, e.g. {sorted(expected ^ got)[0]}; use_peft, "
                 "lora_target_modules, freeze_vision and model_name_or_path must be those of the run that saved it"
             )
-        self.num_tokens = checkpoint["grpo"]["num_tokens"]
-        self.nonfinite_steps = checkpoint["grpo"]["nonfinite_steps"]
+        self.load_resume_state(of_rank(checkpoint["grpo"], self.global_rank, self.trainer.world_size))
+
+    def resume_state(self) -> dict[str, Any]:
+        """What this rank needs to go on as if never stopped, beside weights, optimizer and position in the data.
+
+        Taken at the end of an optimizer step; it holds strings, numbers and tensors of its own only.
+        """
+        names = ("num_tokens", "nonfinite_steps", "nonfinite_in_a_row", "skipped_images")
+        return {name: getattr(self, name) for name in names}
+
+    def load_resume_state(self, state: dict[str, Any]) -> None:
+        """Take up where ``state`` was taken."""
+        self.num_tokens = state["num_tokens"]
+        self.nonfinite_steps = state["nonfinite_steps"]
+        self.nonfinite_in_a_row = state["nonfinite_in_a_row"]
+        self.skipped_images = state["skipped_images"]
 
     def _trained_names(self) -> set[str]:
-        return {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+        return {name for name, parameter in clean_names(self) if parameter.requires_grad}
+
+
+@contextmanager
+def naming(option: str) -> Iterator[None]:
+    """Name the option whose class does not take its arguments."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        raise SettingsError(f"{option}: {error}") from error
 
 
 def _generator(seed: int, *names: str) -> torch.Generator:

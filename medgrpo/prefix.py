@@ -15,6 +15,7 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.utils.checkpoint import checkpoint
 
 from medgrpo.types import Prefix, PromptBatch, VisionFeatures
@@ -61,6 +62,16 @@ def see(model: nn.Module, prompts: PromptBatch) -> VisionFeatures:
     return VisionFeatures(output.pooler_output, tuple(output.get("deepstack_features") or ()))
 
 
+def see_nothing(model: nn.Module, prompts: PromptBatch) -> VisionFeatures:
+    """Features of no image, by a run of the tower, whose shards all ranks gather together, whoever has images."""
+    tower = model.model.visual
+    side, size = model.config.vision_config.spatial_merge_size, tower.patch_embed.proj.weight.shape[1:].numel()
+    pixels = torch.zeros(side**2, size, device=prompts.input_ids.device)
+    grid = torch.tensor([[1, side, side]], device=pixels.device)
+    blank = see(model, replace(prompts, pixel_values=pixels, image_grid_thw=grid))
+    return VisionFeatures(blank.embeds[:0], tuple(features[:0] for features in blank.deepstack))
+
+
 def encode(model: nn.Module, prompts: PromptBatch) -> Prefix:
     """Run vision tower (unless its features are there) and prompt tokens once: P rows, whatever G is.
 
@@ -69,8 +80,12 @@ def encode(model: nn.Module, prompts: PromptBatch) -> Prefix:
     """
     embeds = model.get_input_embeddings()(prompts.input_ids)
     deepstack = {}
-    if prompts.image_grid_thw is not None:
-        vision = prompts.vision or see(model, prompts)
+    vision = prompts.vision
+    if vision is None and prompts.image_grid_thw is not None:
+        vision = see(model, prompts)
+    elif vision is None and isinstance(model.model.visual, FSDPModule):
+        vision = see_nothing(model, prompts)
+    if vision is not None:
         is_image = prompts.mm_token_type_ids == 1
         embeds = embeds.masked_scatter(is_image[..., None], vision.embeds.to(embeds.dtype))
         if vision.deepstack:

@@ -12,6 +12,7 @@ from medgrpo.metrics import peak_memory_gib
 from medgrpo.module import GRPOModule
 from medgrpo.prefix import see
 from medgrpo.rollout import largest_step
+from medgrpo.sharding import FSDP1Strategy, whole
 from medgrpo.types import Completions, PromptBatch, Rollouts, SettingsError
 
 WARN_FROM = 0.95
@@ -40,7 +41,7 @@ class MemoryProbe(Callback):
         Raises:
             SettingsError: a GPU's memory does not suffice.
         """
-        if not self.enabled:
+        if not self.enabled or isinstance(trainer.strategy, FSDP1Strategy):  # which has whole weights in a step only
             return
         batch = trainer.datamodule.longest_batch()
         on_gpu = pl_module.device.type == "cuda"
@@ -71,8 +72,9 @@ def worst_case(module: GRPOModule, prompts: PromptBatch) -> None:
     """
     policy, generations, length = module.policy, module.num_generations, module.max_completion_length
     with torch.no_grad():
-        prompts, prefix = module.encode(prompts, see)
-        policy(largest_step, prefix, generations, length, policy.decodes_static)
+        with whole(policy):
+            prompts, prefix = module.encode(prompts, see)
+            policy(largest_step, prefix, generations, length, policy.decodes_static)
         shape = (len(prompts) * generations, length)
         ids = torch.zeros(shape, dtype=torch.int64, device=module.device)
         dtype = torch.promote_types(prefix.last_hidden.dtype, torch.float32)
@@ -87,8 +89,11 @@ def worst_case(module: GRPOModule, prompts: PromptBatch) -> None:
         if module.num_iterations > 1:
             rollouts.old_logps = torch.full_like(ones, float("nan"))
     loss = module.micro_loss(rollouts, 0, module.trainer.accumulate_grad_batches)
-    # Not backward(): the hooks of a distributed strategy expect one per step.
-    torch.autograd.grad(loss, module.trained(), allow_unused=True)
+    if policy.sharded:  # the parameters here are not those that the loss was computed with
+        loss.backward()
+        module.zero_grad(set_to_none=True)
+    else:  # DDP expects one backward() per step
+        torch.autograd.grad(loss, module.trained(), allow_unused=True)
     module.statistics.pop()
 
 

@@ -13,10 +13,9 @@ A reward is a subclass of ``Reward``, reached by ``class_path``; this is a whole
 
 from __future__ import annotations
 
-import math
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from numbers import Real
 from typing import Literal
 
@@ -24,7 +23,14 @@ import torch
 from torch import Tensor
 
 from medgrpo.answers import verdict
-from medgrpo.types import Record
+from medgrpo.types import Record, UserError
+
+MAX_QUOTED = 80
+"""Characters of a completion that an error shows."""
+
+
+class RewardError(UserError):
+    """A reward that raised, or that returned something else than one finite number per completion."""
 
 
 class Reward(ABC):
@@ -163,20 +169,69 @@ def score_completions(
         records: [N] the record of each completion.
 
     Returns:
-        The weighted sum [N] and its parts [N, R] in the order of ``rewards``, float32 on the CPU.
+        The weighted sum [N] and its parts [N, R] in the order of ``rewards``, float32 on the CPU, all finite.
 
     Raises:
-        ValueError: The weights are not one per reward, or a reward returns a wrong number of values or one that is
-            not finite.
+        ValueError: The weights are not one per reward.
+        RewardError: A reward raises, returns a wrong number of values or one that is no finite number, or the weights
+            make such a sum; it names the reward and the sample.
     """
     parts = torch.empty(len(completions), len(rewards), dtype=torch.float32)
     for column, reward in enumerate(rewards):
+        parts[:, column] = torch.tensor(_scores(reward, completions, records), dtype=torch.float32)
+    total = weighted_sum(parts, [1.0] * len(rewards) if weights is None else weights)
+    if not total.isfinite().all():
+        row = int((~total.isfinite()).nonzero()[0])
+        raise RewardError(
+            f"reward_weights: expected finite sums, got {total[row].item()} from the weights {weights} and the rewards "
+            f"{parts[row].tolist()} of {_sample(completions[row], records[row])}"
+        )
+    return total, parts
+
+
+def failed_rank(totals: Tensor, world_size: int) -> int | None:
+    """The first rank that has no rewards to show, and so has put NaN in their place.
+
+    Args:
+        totals: [W * N] weighted sums of all ranks, one rank after the other; those of `score_completions` are finite.
+        world_size: W.
+    """
+    failed = totals.view(world_size, -1).isnan().any(1).nonzero()
+    return int(failed[0]) if len(failed) else None
+
+
+def _scores(reward: Reward, completions: list[str], records: list[Record]) -> list[float]:
+    who = f"reward {reward.name} ({type(reward).__module__}.{type(reward).__qualname__})"
+    try:
         values = reward(completions, records)
-        if len(values) != len(completions):
-            raise ValueError(f"reward {reward.name}: expected {len(completions)} values, got {len(values)}")
-        for row, value in enumerate(values):
-            if not isinstance(value, Real) or not math.isfinite(value):
-                text = completions[row]
-                raise ValueError(f"reward {reward.name}: expected finite numbers, got {value!r} for {text!r}")
-        parts[:, column] = torch.tensor(values, dtype=torch.float32)
-    return weighted_sum(parts, [1.0] * len(rewards) if weights is None else weights), parts
+    except Exception as error:  # whatever a reward of a user's own may raise
+        raise RewardError(f"{who}: {_blame(reward, completions, records, error)}") from error
+    if not isinstance(values, Sized) or len(values) != len(completions):
+        got = len(values) if isinstance(values, Sized) else repr(values)
+        raise RewardError(
+            f"{who}: expected {len(completions)} values, one per completion, got {got}; the first completion is "
+            f"{_sample(completions[0], records[0])}"
+        )
+    for value, text, record in zip(values, completions, records, strict=True):
+        if not isinstance(value, Real) or not abs(value) <= torch.finfo(torch.float32).max:
+            got = "an integer beyond float32" if isinstance(value, int) else repr(value)
+            raise RewardError(f"{who}: expected finite numbers, got {got} for {_sample(text, record)}")
+    return list(values)
+
+
+def _blame(reward: Reward, completions: list[str], records: list[Record], error: Exception) -> str:
+    """What a reward raised, and the first completion that it raises on alone."""
+    for text, record in zip(completions, records, strict=True):
+        try:
+            reward([text], [record])
+        except Exception as alone:  # as in `_scores`
+            return f"{type(alone).__name__}: {alone}, for {_sample(text, record)}"
+    return (
+        f"{type(error).__name__}: {error}, for {len(completions)} completions together, for none alone; the first is "
+        f"{_sample(completions[0], records[0])}"
+    )
+
+
+def _sample(completion: str, record: Record) -> str:
+    shown = repr(completion) if len(completion) <= MAX_QUOTED else repr(completion[:MAX_QUOTED]) + " ..."
+    return f"record {record.id}, completion {shown}"

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import warnings
 
 from jsonargparse.typing import NonNegativeInt
+from lightning import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from data_modules.classes import MedicalVQADataModule  # and its subclasses, for --data.help
 from medgrpo.callbacks import RolloutProgressBar, SamplePanel, ScheduleCheck
 from medgrpo.checkpoint import Checkpoint
+from medgrpo.checkpoint_file import check
+from medgrpo.config_checks import check_options
+from medgrpo.failures import stop
+from medgrpo.health import Health
 from medgrpo.module import GRPOModule
+from medgrpo.parameters import ParameterCheck
 from medgrpo.prediction_writer import PredictionWriter
 from medgrpo.probe import MemoryProbe
 from medgrpo.profiling import Profile
-from medgrpo.types import UserError
 
 NOISE = (
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",
@@ -33,6 +39,7 @@ class MedGRPOCLI(LightningCLI):
         """Each of these callbacks is a group of options; ``--checkpoint.monitor`` is ``Checkpoint``'s ``monitor``."""
         parser.add_lightning_class_args(Checkpoint, "checkpoint")
         parser.add_lightning_class_args(SamplePanel, "sample_panel")
+        parser.add_lightning_class_args(Health, "health")
         parser.add_lightning_class_args(PredictionWriter, "predictions")
         parser.add_lightning_class_args(MemoryProbe, "memory_probe")
         parser.add_argument(
@@ -51,14 +58,46 @@ class MedGRPOCLI(LightningCLI):
         )
 
     def before_instantiate_classes(self) -> None:
-        """Add the callbacks that options switch; ``trainer.enable_progress_bar: false`` means ours too."""
+        """Check, and add callbacks that options switch; ``trainer.enable_progress_bar: false`` means ours too."""
+        groups = {
+            "trainer": Trainer,
+            "model": GRPOModule,
+            "data": MedicalVQADataModule,
+            "checkpoint": Checkpoint,
+            "sample_panel": SamplePanel,
+            "health": Health,
+            "predictions": PredictionWriter,
+            "memory_probe": MemoryProbe,
+        }
+        check_options({name: (target, self._get(self.config, name)) for name, target in groups.items()})
         if self._get(self.config, "trainer.enable_progress_bar") is not False:
             self.trainer_defaults["callbacks"].append(RolloutProgressBar())
         if steps := self._get(self.config, "profile"):
             self.trainer_defaults["callbacks"].append(Profile(steps))
 
+    def _parse_ckpt_path(self) -> None:
+        """Checkpoints hold no options to merge; whether they are sound is seen when the run's folder is known."""
+
+    def before_fit(self) -> None:
+        """``--ckpt_path last`` goes on from where the run's folder is, or begins: the same command does both."""
+        self.find_checkpoint()
+
+    def before_validate(self) -> None:
+        """Likewise."""
+        self.find_checkpoint()
+
+    def find_checkpoint(self) -> None:
+        """Refuse a damaged checkpoint before a model is loaded; ``last`` becomes the newest sound one."""
+        options = self.config_init[self.subcommand]
+        options.weights_only = True
+        if options.ckpt_path == "last":
+            options.ckpt_path = self.trainer.checkpoint_callback.go_on(self.trainer)
+        elif options.ckpt_path and options.ckpt_path not in ("best", "hpc"):
+            check(options.ckpt_path)
+
     def before_test(self) -> None:
         """What answers depend on its checkpoint, too."""
+        self.find_checkpoint()
         self._get(self.config_init, "predictions").ckpt_path = self._get(self.config, "ckpt_path")
 
     def before_predict(self) -> None:
@@ -67,7 +106,11 @@ class MedGRPOCLI(LightningCLI):
 
 
 def main(args: list[str] | None = None) -> None:
-    """Run one command; ``args`` are those of the command line by default."""
+    """Run one command; ``args`` are those of the command line by default.
+
+    Raises:
+        SystemExit: with one line for the user, and status 1, where the command stops; 130 after Ctrl-C.
+    """
     for noise in NOISE:
         warnings.filterwarnings("ignore", noise)
     try:
@@ -77,9 +120,20 @@ def main(args: list[str] | None = None) -> None:
             subclass_mode_data=True,
             auto_configure_optimizers=False,
             save_config_kwargs={"overwrite": True},
-            trainer_defaults={"callbacks": [ScheduleCheck()], "num_sanity_val_steps": 0},
-            parser_kwargs={"epilog": "See also: medgrpo data, medgrpo grade, medgrpo compare, medgrpo report (--help)"},
+            trainer_defaults={"callbacks": [ScheduleCheck(), ParameterCheck()], "num_sanity_val_steps": 0},
+            parser_kwargs={
+                "epilog": "See also: medgrpo data, grade, compare, report, export (--help)",
+                # Short, as it stands before every error of the parser.
+                **{n: {"usage": f"medgrpo {n} [--config FILE] [--OPTION VALUE]"} for n in MedGRPOCLI.subcommands()},
+            },
             args=args,
         )
-    except UserError as error:
-        sys.exit(f"medgrpo: {error}")
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
+    except SystemExit as error:
+        if isinstance(error.__context__, KeyboardInterrupt):  # Lightning's way to end then
+            sys.exit(128 + signal.SIGINT)
+        raise
+    except Exception as error:
+        given = sys.argv[1:] if args is None else args
+        stop(error, next((name for name in MedGRPOCLI.subcommands() if name in given), "medgrpo"))

@@ -123,6 +123,8 @@ class PromptBatch:
     vision: VisionFeatures | None = None
     """Features of a frozen vision tower, set once per rollout batch by ``prefix.prepare``."""
     view: View = "image"
+    skipped: int = 0
+    """Training records that stood here before their images turned out to be broken."""
 
     def __len__(self) -> int:
         return len(self.records)
@@ -233,6 +235,12 @@ class Completions:
     """[N, C] float32 log-probabilities at sampling time, 0 where ``mask`` is False."""
     finished: Tensor
     """[N] bool, True where a stop token was drawn; False where the completion was cut off (truncated)."""
+
+    def widened(self, length: int) -> Completions:
+        """With at least ``length`` columns; padding has id 0."""
+        missing = max(0, length - self.ids.shape[1])
+        ids, mask, logps = (torch.nn.functional.pad(t, (0, missing)) for t in (self.ids, self.mask, self.logps))
+        return replace(self, ids=ids, mask=mask, logps=logps)
 
 
 @dataclass

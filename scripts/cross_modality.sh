@@ -62,6 +62,8 @@ test_all() { # NAME [OPTIONS]: leaves metrics.json when it is done
 test_all base
 for modality in "${modalities[@]}"; do
     train "$modality"
-    test_all "$modality" --model.policy.model_name_or_path "$out/train/$modality/checkpoints/last"
+    last="$out/train/$modality/checkpoints/last" option=model_name_or_path
+    [ ! -f "$last/adapter_config.json" ] || option=adapter
+    test_all "$modality" "--model.policy.$option" "$last"
 done
 .venv/bin/medgrpo report "$out" --out "$out/report"

@@ -24,7 +24,7 @@ def configs(args: list[str]) -> list[str]:
     return [value for option, value in zip(args, args[1:], strict=False) if option == "--config"]
 
 
-class Ready(Exception):
+class Ready(BaseException):
     """Carries the CLI out of ``main`` when all is parsed and made, and nothing has run."""
 
 

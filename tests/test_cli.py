@@ -294,7 +294,6 @@ def test_bad_files_and_settings_are_named(folder, capsys, tmp_path):
     refused(folder, capsys, match="num_generations", model__num_generations=1)
     refused(folder, capsys, match="reward_weights", model__reward_weights=[1.0])
     refused(folder, capsys, match="prompts_per_batch", trainer__accumulate_grad_batches=3)
-    refused(folder, capsys, match="every_n_train_steps", model__num_iterations=2, checkpoint__every_n_train_steps=3)
     refused(
         folder, capsys, match="limit_train_batches", trainer__accumulate_grad_batches=2, trainer__limit_train_batches=3
     )

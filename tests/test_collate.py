@@ -180,3 +180,23 @@ def test_collate_travels_to_workers(root: Path) -> None:
     assert torch.equal(copy(MIXED).pixel_values, collate(MIXED).pixel_values)
     [batch] = DataLoader(MIXED, 3, collate_fn=collate, num_workers=1)
     assert torch.equal(batch.input_ids, collate(MIXED).input_ids)
+
+
+def test_records_with_broken_images_are_replaced_by_the_first_spare_that_is_not_in_the_batch(root: Path) -> None:
+    (root / "broken.png").write_bytes((root / "a.png").read_bytes()[:200])
+    collate = Collate(processor_of("qwen2_5_vl"), PROMPT, str(root))
+    first, second, broken, worse, spare = (
+        record(index, image) for index, image in enumerate(("a.png", "b.png", "broken.png", "broken.png", "c.png"))
+    )
+    batch, skipped = collate.with_spares([(first,), (broken, second, worse, spare), (second, spare)])
+    assert batch.records == (first, spare, second)
+    assert batch.skipped == 2
+    assert [(one.id, one.instead) for one in skipped] == [("r2", "r4"), ("r3", "r4")]
+    assert all("broken.png: image cannot be decoded" in one.reason for one in skipped)
+    assert torch.equal(batch.pixel_values, collate([first, spare, second]).pixel_values)
+    assert collate.with_spares([(broken, spare, first), (worse, spare, first)])[0].records == (spare, first)
+    assert collate.with_spares([(first, spare)])[0].skipped == 0
+    with pytest.raises(DataError, match="r2 and 1 records that could take its place have images that cannot be used"):
+        collate.with_spares([(broken, worse)])
+    with pytest.raises(DataError, match="record r2: .*broken.png"):
+        collate([first, broken])

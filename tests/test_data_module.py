@@ -135,7 +135,7 @@ def test_workers_that_stay_give_every_epoch_its_own_order(files, tmp_path: Path)
     [(0, "cuda", False, False), (2, "cpu", True, False), (2, "cuda", True, True)],
 )
 def test_loaders_with_workers_keep_them_and_pin_for_a_gpu(files, num_workers, device, stay, pinned) -> None:
-    data = MedicalVQADataModule(**files, prompts_per_batch=4, num_workers=num_workers)
+    data = MedicalVQADataModule(**files, prompts_per_batch=4, num_workers=num_workers, on_bad_image="error")
     data.setup("fit")
     strategy = SimpleNamespace(root_device=torch.device(device))
     data.trainer = SimpleNamespace(

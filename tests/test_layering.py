@@ -34,11 +34,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "medgrpo.metrics": set(),
     "medgrpo.passes": set(),
     "medgrpo.vision_cache": {"medgrpo.types", "medgrpo.prefix"},
-    "medgrpo.probe": {f"medgrpo.{name}" for name in ("types", "metrics", "prefix", "rollout", "module")},
+    "medgrpo.probe": {f"medgrpo.{name}" for name in ("types", "metrics", "prefix", "rollout", "sharding", "module")},
     "medgrpo.limits": {f"medgrpo.{name}" for name in ("types", "flops", "linear", "policy")},
     "medgrpo.linear": set(),
     "medgrpo.flops": {"medgrpo.types"},
-    "medgrpo.policy": {"medgrpo.types", "medgrpo.adapters", "medgrpo.linear"},
+    "medgrpo.policy": {"medgrpo", *(f"medgrpo.{name}" for name in ("types", "adapters", "linear"))},
     "medgrpo.prefix": {"medgrpo.types", "medgrpo.policy"},
     "medgrpo.static_decode": {"medgrpo.types"},
     "medgrpo.rollout": {f"medgrpo.{name}" for name in ("types", "policy", "linear", "prefix", "static_decode")},
@@ -51,6 +51,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "medgrpo.tables": {f"medgrpo.{name}" for name in ("evaluation", "comparison")},
     "medgrpo.policy_module": {
         *(f"medgrpo.{name}" for name in ("types", "policy", "prefix", "rollout", "predictions", "group_accuracy")),
+        *(f"medgrpo.{name}" for name in ("sharding", "unfinished")),
     },
     "medgrpo.resume": {*(f"medgrpo.{name}" for name in ("types", "policy", "policy_module")), "data_modules.base"},
     "medgrpo.prediction_writer": {
@@ -80,26 +81,33 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "medgrpo.module": {
         f"medgrpo.{name}"
-        for name in CORE | {"evaluation", "metrics", "passes", "policy_module", "vision_cache", "limits"}
+        for name in CORE | {"metrics", "passes", "policy_module", "vision_cache", "limits", "sharding", "unfinished"}
     },
     "medgrpo.callbacks": {"medgrpo.types", "medgrpo.answers"},
-    "medgrpo.checkpoint": {"medgrpo.types", "medgrpo.runs", "medgrpo.unfinished"},
+    "medgrpo.checkpoint": {f"medgrpo.{name}" for name in ("types", "runs", "unfinished", "checkpoint_file")},
     "medgrpo.unfinished": {"medgrpo.types"},
     "medgrpo.health": {"medgrpo.types", "medgrpo.answers"},
-    "medgrpo.adapters": {"medgrpo.types"},
-    "medgrpo.model_card": {"medgrpo.types", "medgrpo.runs"},
+    "medgrpo.adapters": {"medgrpo.types", "medgrpo.runs"},
+    "medgrpo.model_card": {"medgrpo.runs"},
+    "medgrpo.export_check": {f"medgrpo.{name}" for name in ("types", "policy", "prefix", "prompts", "rollout")},
     "medgrpo.export": {
-        *(f"medgrpo.{name}" for name in ("types", "adapters", "policy", "prefix", "rollout", "model_card", "runs")),
-        "medgrpo.prompts",
+        "medgrpo",
+        *(f"medgrpo.{name}" for name in ("types", "adapters", "export_check", "model_card", "policy")),
+        *(f"medgrpo.{name}" for name in ("resume", "runs")),
     },
+    "medgrpo.export_cli": {"medgrpo.types", "medgrpo.export"},
     "medgrpo.sharding": {"medgrpo.types", "medgrpo.policy"},
+    "medgrpo.parameters": {"medgrpo.types"},
+    "medgrpo.failures": {"medgrpo.types", "medgrpo.rewards"},
+    "medgrpo.config_checks": {"medgrpo.types"},
+    "data_modules.skipped": set(),
+    "medgrpo.checkpoint_file": {"medgrpo.types"},
     "medgrpo.profiling": {"medgrpo.types", "medgrpo.metrics"},
     "medgrpo.blind": {"medgrpo.types"},
     "medgrpo.trainer_cli": {
-        *(
-            f"medgrpo.{name}"
-            for name in ("types", "module", "callbacks", "checkpoint", "prediction_writer", "profiling", "probe")
-        ),
+        *(f"medgrpo.{name}" for name in ("types", "module", "callbacks", "checkpoint", "prediction_writer")),
+        *(f"medgrpo.{name}" for name in ("profiling", "probe", "health", "parameters", "failures", "checkpoint_file")),
+        "medgrpo.config_checks",
         *(f"data_modules.{name}" for name in ("base", "classes")),
     },
     "medgrpo.difficulty": {
@@ -114,7 +122,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         *(f"data_modules.{name}" for name in ("debias", "formats", "image_hashes", "image_root")),
         *(f"data_modules.{name}" for name in ("images", "leaks", "split")),
     },
-    "medgrpo.cli": {"medgrpo.data_cli", "medgrpo.eval_cli", "medgrpo.trainer_cli"},
+    "medgrpo.cli": {f"medgrpo.{name}_cli" for name in ("data", "eval", "export", "trainer")},
     "medgrpo.demo": set(),
     "medgrpo.demo.model": {"medgrpo.types"},
     "data_modules.labels": set(),
@@ -146,13 +154,17 @@ MAY_IMPORT: dict[str, set[str]] = {
     "data_modules.curriculum": {"medgrpo.types", "data_modules.leaks"},
     "data_modules.collate": {
         *(f"medgrpo.{name}" for name in ("types", "prompts")),
-        *(f"data_modules.{name}" for name in ("image_cache", "image_root", "images")),
+        *(f"data_modules.{name}" for name in ("image_cache", "image_root", "images", "skipped")),
     },
-    "data_modules.loading": {"medgrpo.types", "data_modules.collate", "data_modules.curriculum"},
+    "data_modules.loading": {
+        "medgrpo.types",
+        *(f"data_modules.{name}" for name in ("collate", "curriculum", "skipped")),
+    },
     "data_modules.base": {
         *(f"medgrpo.{name}" for name in ("types", "prompts")),
         *(f"data_modules.{name}" for name in ("collate", "curriculum", "formats", "labels")),
         *(f"data_modules.{name}" for name in ("image_root", "images", "loading", "priors", "selection", "views")),
+        "data_modules.skipped",
     },
     "data_modules.selection": {"medgrpo.types", *(f"data_modules.{name}" for name in ("formats", "labels", "rows"))},
     "data_modules.views": {"medgrpo.types", "data_modules.fields", "data_modules.options"},

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_modules.loading import PositionSampler, evaluation_loader, train_loader
+from data_modules.loading import SPARES, PositionSampler, SpareSampler, evaluation_loader, train_loader
 from medgrpo.types import Record
 
 
@@ -49,6 +49,26 @@ def test_epochs_and_seeds_differ_and_repeat() -> None:
     assert len({tuple(order(seed, epoch)) for seed in (0, 1) for epoch in (0, 1)}) == 4
     assert order(1, 1) == order(1, 1)
     assert list(PositionSampler(7, 3, shuffle=False)) == [0, 1, 2, 3, 4, 5]
+
+
+@given(num_records=st.integers(1, 60), size=st.integers(1, 5), world_size=st.integers(1, 3), epoch=st.integers(0, 2))
+def test_spares_are_of_other_batches_and_the_same_for_any_number_of_ranks(num_records, size, world_size, epoch) -> None:
+    def rows(rank: int, size: int, world_size: int, start: int = 0) -> list[list[tuple[int, ...]]]:
+        sampler = PositionSampler(num_records, size, seed=1, rank=rank, world_size=world_size)
+        sampler.set_epoch(epoch)
+        sampler.start = start
+        batches = list(SpareSampler(sampler))
+        assert [row[0] for batch in batches for row in batch] == list(sampler)
+        return batches
+
+    shards = [rows(rank, size, world_size) for rank in range(world_size)]
+    for b, together in enumerate(rows(0, size * world_size, 1)):
+        assert [row for shard in shards for row in shard[b]] == together
+        batch = {row[0] for row in together}
+        for _, *spares in together:
+            assert len(spares) == len(set(spares)) == min(SPARES, num_records - size * world_size)
+            assert not batch & set(spares)
+    assert rows(0, size, world_size, start=1) == shards[0][1:]  # resumed
 
 
 def loader_of(num_records: int = 11, repeats: int = 3, **options):

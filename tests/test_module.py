@@ -11,7 +11,7 @@ from medgrpo.module import GRPOModule
 from medgrpo.passes import cut_prompts
 from medgrpo.prefix import prepare, score
 from medgrpo.rewards import Reward
-from medgrpo.types import Completions
+from medgrpo.types import Completions, SettingsError
 
 G = 4
 IMAGES = (1, 0, 2, 1)
@@ -46,6 +46,7 @@ def make_module(*, accumulate=1, world_size=1, rank=0, others=None, policy=None,
         global_rank=rank,
         current_epoch=0,
         state=SimpleNamespace(fn="fit"),
+        strategy=SimpleNamespace(broadcast=lambda value, rank: value),
     )
     module.__class__ = type("GRPOModule", (GRPOModule,), {"trainer": property(lambda self: self._trainer)})
     module.all_gather = lambda rows: rows[None] if others is None else others
@@ -145,6 +146,7 @@ def test_two_ranks_average_to_the_gradient_of_one(scale_rewards, monkeypatch):
             drawn.completions.mask.sum(1),
             drawn.completions.finished,
             drawn.completions.mask.sum(1),
+            torch.zeros(len(drawn.advantages)),
         ]
     ).float()
     total = {name: torch.zeros_like(g) for name, g in whole.items()}
@@ -328,10 +330,8 @@ def test_reference_of_full_fine_tuning_is_a_frozen_copy():
     assert not any(p.requires_grad for p in policy.reference.parameters())
 
 
-def test_a_step_without_a_finite_gradient_is_skipped_counted_and_in_the_end_refused(monkeypatch):
+def test_a_step_without_a_finite_gradient_is_skipped_counted_and_in_the_end_refused():
     module = make_module(max_nonfinite_steps=2)
-    clipped = []
-    monkeypatch.setattr(module, "clip_gradients", lambda *args: clipped.append(args))
     parameters = [p for p in module.policy.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=1.0)
     before = [p.detach().clone() for p in parameters]
@@ -346,7 +346,6 @@ def test_a_step_without_a_finite_gradient_is_skipped_counted_and_in_the_end_refu
     assert all(torch.equal(p, b) for p, b in zip(parameters, before, strict=True))
     assert not optimizer.state
     step(1.0)
-    assert len(clipped) == 1
     assert not any(torch.equal(p, b) for p, b in zip(parameters, before, strict=True))
     step(float("inf"))
     assert module.nonfinite_steps == 2
@@ -366,3 +365,71 @@ def test_prepare_computes_frozen_features_once():
     prompts = prepare(policy.network, prompt_batch("qwen2_5_vl"), torch.device("cpu"), frozen_vision=True)
     assert prompts.pixel_values is None
     assert len(prompts.vision.embeds) == int(prompts.mm_token_type_ids.sum())
+
+
+class Memory:
+    """Stands in for a GPU: passes of more tokens than fit run out of memory, forward or backward."""
+
+    def __init__(self, fits: int, backward: bool) -> None:
+        self.fits, self.backward = fits, backward
+        self.refused = 0
+
+    def __call__(self, module, rollouts, prefix, prompts, rows):
+        loss = GRPOModule._loss_of_completions(module, rollouts, prefix, prompts, rows)
+        lengths = rollouts.completions.mask.sum(1)[torch.tensor(rows)]
+        if len(rows) * int(lengths.max()) > self.fits:
+            self.refused += 1
+            if not self.backward:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            loss.register_hook(self.run_out)
+        return loss
+
+    @staticmethod
+    def run_out(grad):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+@pytest.mark.parametrize("backward", [False, True])
+@pytest.mark.parametrize("num_iterations", [1, 2])
+def test_out_of_memory_in_training_is_tried_again_in_smaller_passes_with_the_same_gradient(backward, num_iterations):
+    policy = tiny_policy(double=True)
+    module = make_module(policy=policy, beta=0.1, num_iterations=num_iterations)
+    rollouts = module.collect(batch(), 0)
+    expected = gradient(module, rollouts)
+    figures = module.statistics.pop()
+    again = make_module(policy=policy, beta=0.1, num_iterations=num_iterations)
+    rollouts = again.collect(batch(), 0)
+    memory = Memory(20, backward)
+    again._loss_of_completions = lambda *args: memory(again, *args)
+    with pytest.warns(UserWarning, match="going on with at most"):
+        ours = gradient(again, rollouts)
+    assert_same(ours, expected)
+    assert {n: float(v) for n, v in again.statistics.pop().items()} == pytest.approx(
+        {n: float(v) for n, v in figures.items()}, abs=1e-9
+    )
+    assert memory.refused > 1
+    budget, refused = again.tokens_per_pass, memory.refused
+    rollouts = again.collect(batch(), 1)
+    gradient(again, rollouts)
+    assert (again.tokens_per_pass, memory.refused) == (budget, refused), "it remembers"
+
+
+def test_what_cannot_be_made_smaller_is_an_error_that_names_settings():
+    module = make_module()
+    rollouts = module.collect(batch(), 0)
+    memory = Memory(0, backward=False)
+    module._loss_of_completions = lambda *args: memory(module, *args)
+    with (
+        pytest.warns(UserWarning, match="going on"),
+        pytest.raises(SettingsError, match="gradient_checkpointing.*max_completion_length"),
+    ):
+        gradient(module, rollouts)
+
+
+def test_a_loss_that_is_not_finite_has_no_finite_gradient(monkeypatch):
+    module = make_module()
+    module.rollouts = module.collect(batch(), 0)
+    monkeypatch.setattr(module, "micro_loss", lambda *args: module.trained()[0].sum() + torch.inf)
+    loss = module.training_step(batch(), 1)
+    loss.backward()
+    assert module.trained()[0].grad.isnan().all()

@@ -107,10 +107,16 @@ def test_an_adapter_folder_loads_with_plain_peft_and_with_this_tool(family, tmp_
     assert torch.allclose(logps(plain.get_base_model(), suppressed, family), expected, atol=1e-6)
     assert not torch.allclose(without, expected, atol=1e-3)
 
-    for options in ({"model_name_or_path": tiny_folder(family), "adapter": str(tmp_path / "adapter")}, None):
-        again = Policy(**options) if options else Policy(str(tmp_path / "adapter"))
-        again.load(with_reference=False)
-        assert torch.equal(logps(again.network, suppressed, family), expected)
+    again = Policy(tiny_folder(family), adapter=str(tmp_path / "adapter"))
+    again.load(with_reference=False)
+    assert torch.equal(logps(again.network, suppressed, family), expected)
+
+    base = AutoModelForImageTextToText.from_pretrained(tiny_folder(family), dtype=torch.float32)
+    loading = base.load_adapter(tmp_path / "adapter")
+    assert not loading.missing_keys
+    assert not loading.unexpected_keys
+    assert sum("lora_" in name for name, _ in base.named_parameters()) == 42
+    assert torch.allclose(logps(base, suppressed, family), expected, atol=1e-6)
 
 
 def test_a_whole_model_folder_written_here_loads_again(tmp_path):

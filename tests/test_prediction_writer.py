@@ -284,7 +284,7 @@ def test_what_a_policy_was_trained_on_travels_with_its_weights(folder, args):
     )
     adapter = folder / "runs/run/checkpoints/step1"
     out = folder / "trained"
-    for option in (["--model.policy.model_name_or_path", str(adapter)], ["--ckpt_path", str(adapter) + ".ckpt"]):
+    for option in (["--model.policy.adapter", str(adapter)], ["--ckpt_path", str(adapter) + ".ckpt"]):
         main(["test", *args, *option, "--predictions.dirpath", str(out / option[0].strip("-"))])
     for run in find_runs([out]):
         assert run.trained_on.modalities == ("ct",)

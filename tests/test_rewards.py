@@ -1,5 +1,8 @@
 """Rewards on the completions that the seed projects disagree about."""
 
+from fractions import Fraction
+
+import numpy as np
 import pytest
 import torch
 
@@ -11,12 +14,15 @@ from medgrpo.rewards import (
     MedR1Format,
     MedVLMR1Accuracy,
     Reward,
+    RewardError,
+    failed_rank,
     score_completions,
     weighted_sum,
 )
 from medgrpo.types import Record
 
 RECORD = Record(id="1", problem="", question="", options=("MRI", "X-ray", "CT", "Ultrasound"), answer="C")
+OTHER = Record(id="2", problem="", question="", options=("yes", "no"), answer="A")
 
 THINK = "<think>x</think>"
 # completion; ours: verdict, format think / nothink; Med-R1: accuracy, format think / nothink; MedVLM-R1: accuracy
@@ -130,9 +136,8 @@ def test_score_gives_the_sum_and_its_parts():
 
 
 def test_each_completion_is_scored_with_its_own_record():
-    other = Record(id="2", problem="", question="", options=("yes", "no"), answer="A")
     completions = ["<answer>C</answer>", "<answer>C</answer>", "<answer>A</answer>", "<answer>A</answer>"]
-    total, _ = score_completions([AccuracyReward()], None, completions, [RECORD, RECORD, other, other])
+    total, _ = score_completions([AccuracyReward()], None, completions, [RECORD, RECORD, OTHER, OTHER])
     assert total.tolist() == [1, 1, 1, 1]
 
 
@@ -145,16 +150,82 @@ def test_one_weight_per_reward(weights):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ([1.0], "reward half: expected 2 values, got 1"),
-        ([1.0, float("nan")], "reward half: expected finite numbers, got nan for 'second'"),
-        ([1.0, float("inf")], "reward half: expected finite numbers, got inf for 'second'"),
-        ([1.0, None], "reward half: expected finite numbers, got None for 'second'"),
+        ([1.0], r"expected 2 values, one per completion, got 1; the first completion is record 1, completion 'first'"),
+        (None, "expected 2 values, one per completion, got None; .*record 1"),
+        (iter([1.0, 1.0]), "expected 2 values, one per completion, got <list_iterator"),
+        ("ab", "expected finite numbers, got 'a' for record 1, completion 'first'"),
+        ([1.0, float("nan")], "expected finite numbers, got nan for record 2, completion 'second'"),
+        ([1.0, float("inf")], "expected finite numbers, got inf for record 2, completion 'second'"),
+        ([1.0, 1e39], r"expected finite numbers, got 1e\+39 for record 2"),  # more than float32 holds
+        ([1.0, 10**5000], "expected finite numbers, got an integer beyond float32 for record 2"),
+        ([1.0, None], "expected finite numbers, got None for record 2, completion 'second'"),
+        ([1.0, torch.tensor(1.0)], r"expected finite numbers, got tensor\(1.\) for record 2"),
     ],
+    ids=lambda value: type(value).__name__,
 )
-def test_a_faulty_reward_is_named(values, message, monkeypatch):
+def test_a_reward_that_returns_the_wrong_thing_is_named_with_the_sample(values, message, monkeypatch):
     monkeypatch.setattr(HalfReward, "__call__", lambda self, completions, records: values)
-    with pytest.raises(ValueError, match=message):
-        score_completions([HalfReward()], None, ["first", "second"], [RECORD] * 2)
+    with pytest.raises(RewardError, match=rf"^reward half \(test_rewards\.HalfReward\): {message}"):
+        score_completions([HalfReward()], None, ["first", "second"], [RECORD, OTHER])
+
+
+def test_numbers_of_other_kinds_are_taken(monkeypatch):
+    for values in ([True, 0], np.array([1.0, 0.0]), (Fraction(1), np.float32(0))):
+        monkeypatch.setattr(HalfReward, "__call__", lambda self, completions, records, v=values: v)
+        assert score_completions([HalfReward()], None, ["a", "b"], [RECORD] * 2)[0].tolist() == [1, 0]
+
+
+class Digits(Reward):
+    """A user's own, which has not thought of every text."""
+
+    name = "digits"
+
+    def __call__(self, completions, records):
+        return [float(int(text)) for text in completions]
+
+
+class Pairs(Reward):
+    name = "pairs"
+
+    def __call__(self, completions, records):
+        if len(completions) > 1:
+            raise KeyError("pair")
+        return [1.0]
+
+
+def test_what_a_reward_raises_is_told_with_the_sample_that_it_raises_on():
+    long = "x" * 5000
+    with pytest.raises(RewardError) as caught:
+        score_completions([HalfReward(), Digits()], None, ["1", long], [RECORD, OTHER])
+    message = str(caught.value)
+    assert message.startswith(r"reward digits (test_rewards.Digits): ValueError: invalid literal for int()")
+    assert message.endswith(f"for record 2, completion '{'x' * 80}' ...")
+    assert isinstance(caught.value.__cause__, ValueError)  # with its own traceback
+    with pytest.raises(RewardError, match="KeyError: 'pair', for 2 completions together, for none .*record 1"):
+        score_completions([Pairs()], None, ["1", "2"], [RECORD, OTHER])
+
+
+def test_stopping_a_run_is_no_fault_of_a_reward(monkeypatch):
+    def stop(self, completions, records):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(HalfReward, "__call__", stop)
+    with pytest.raises(KeyboardInterrupt):
+        score_completions([HalfReward()], None, ["1"], [RECORD])
+
+
+def test_weights_that_give_no_finite_sum_are_refused():
+    with pytest.raises(RewardError, match=r"reward_weights: expected finite sums, got inf .*\[inf\].* record 1,"):
+        score_completions([HalfReward()], [float("inf")], ["1"], [RECORD])
+    huge = torch.finfo(torch.float32).max
+    with pytest.raises(RewardError, match="reward_weights: expected finite sums, got "):
+        score_completions([HalfReward(), AccuracyReward()], [huge * 4, 0.0], ["1"], [RECORD])
+
+
+def test_the_rank_without_rewards_is_found():
+    assert failed_rank(torch.tensor([1.0, 0.0, 2.0, 3.0]), 2) is None
+    assert failed_rank(torch.tensor([1.0, 0.0, 2.0, 3.0] + [torch.nan] * 4), 2) == 1
+    assert failed_rank(torch.full((4,), torch.nan), 2) == 0
 
 
 def test_a_reward_must_be_callable():

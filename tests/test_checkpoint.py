@@ -1,0 +1,121 @@
+"""The file of a checkpoint is whole and unaltered, or refused; it knows nothing of the machine."""
+
+import os
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from test_cli import write_config, write_data
+
+from medgrpo.checkpoint import Checkpoint
+from medgrpo.checkpoint_file import WholeFile, check, damage, newest_sound
+from medgrpo.trainer_cli import main
+from medgrpo.types import DataError
+
+
+def write(path: Path, step: int = 3) -> Path:
+    weights = {f"w{i}": torch.arange(40.0) + i for i in range(3)}
+    WholeFile().save_checkpoint({"global_step": step, "state_dict": weights, "loops": {"ready": 7}}, path)
+    return path
+
+
+def read(path: Path):
+    return torch.load(path, weights_only=True)
+
+
+def test_no_altered_byte_and_no_truncation_goes_unnoticed(tmp_path):
+    path = write(tmp_path / "step3.ckpt")
+    assert damage(path) == ""
+    assert read(path)["state_dict"]["w2"][3] == 5
+    assert [p.name for p in tmp_path.iterdir()] == ["step3.ckpt"]
+    data = path.read_bytes()
+    rng = random.Random(0)
+    for position in [*rng.sample(range(len(data)), 400), *range(len(data) - 120, len(data))]:
+        path.write_bytes(data[:position] + bytes([data[position] ^ 1 << rng.randrange(8)]) + data[position + 1 :])
+        assert "altered" in damage(path), position
+    for size in [0, 1, *rng.sample(range(len(data)), 100), *range(len(data) - 120, len(data))]:
+        path.write_bytes(data[:size])
+        assert damage(path), size
+    path.write_bytes(data + b"x")
+    assert damage(path)
+
+
+def test_files_of_others_are_known_by_their_sums(tmp_path):
+    path = tmp_path / "other.ckpt"
+    torch.save({"global_step": 1, "w": torch.arange(4000.0)}, path)
+    assert damage(path) == ""
+    data = bytearray(path.read_bytes())
+    data[data.index(torch.tensor(7.0).numpy().tobytes())] ^= 1
+    path.write_bytes(data)
+    assert "altered" in damage(path)
+    torch.save({"global_step": 12}, path)
+    write(tmp_path / "step11.ckpt", 11)
+    assert newest_sound(tmp_path) == path
+    assert "got nothing" in damage(tmp_path / "none.ckpt")
+    assert "got a folder" in damage(tmp_path)
+
+
+def test_the_newest_sound_one_is_found(tmp_path):
+    for step in (8, 10, 9):
+        write(tmp_path / f"step{step}.ckpt", step)
+    (tmp_path / "last.ckpt").symlink_to("step10.ckpt")
+    (tmp_path / "step11.ckpt.partial").write_bytes(b"half")
+    assert newest_sound(tmp_path).name == "step10.ckpt"
+    os.truncate(tmp_path / "step10.ckpt", 500)
+    with pytest.warns(UserWarning, match="step10.ckpt is left out: .*truncated"):
+        assert newest_sound(tmp_path).name == "step9.ckpt"
+    with pytest.raises(DataError, match=r"last.ckpt: .*truncated.*--ckpt_path \S+step9.ckpt"):
+        check(tmp_path / "last.ckpt")
+    with pytest.raises(DataError, match="last.ckpt: .*truncated"):
+        WholeFile().load_checkpoint(tmp_path / "last.ckpt")
+    assert newest_sound(tmp_path / "nowhere") is None
+
+
+def test_a_file_that_could_be_code_is_not_loaded(tmp_path):
+    WholeFile().save_checkpoint({"global_step": 1, "hook": print}, tmp_path / "code.ckpt")
+    with pytest.raises(Exception, match="[Ww]eights.only"):
+        WholeFile().load_checkpoint(tmp_path / "code.ckpt")
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    path = write(tmp_path / "step3.ckpt")
+    before = path.read_bytes()
+    with pytest.raises(Exception, match="pickle"):
+        WholeFile().save_checkpoint({"global_step": 4, "hook": lambda: None}, path)
+    assert path.read_bytes() == before
+
+
+def test_a_run_that_was_moved_goes_on_where_it_is_now(tmp_path):
+    """Its checkpoints hold no path; the best and the last are known again, and an old one makes room."""
+    old, new = tmp_path / "old", tmp_path / "new"
+    for steps, folder in ((2, old), (4, new)):
+        if folder is new:
+            old.rename(new)
+        else:
+            folder.mkdir()
+            write_data(folder)
+        monitor = {"checkpoint__monitor": "reward", "checkpoint__mode": "max", "checkpoint__save_top_k": 2}
+        config = write_config(folder, trainer__max_steps=steps, **monitor | {"checkpoint__every_n_train_steps": 1})
+        main(["fit", "--config", config, "--ckpt_path", "last"])
+        there = folder / "runs/run/checkpoints"
+        file = there / f"step{steps}.ckpt"
+        assert str(tmp_path).encode() not in file.read_bytes()
+        state = next(value for key, value in read(file)["callbacks"].items() if key.startswith("Checkpoint"))
+        assert state["best_model_path"] in state["best_k_models"]
+        assert all((there / path).is_file() for path in state["best_k_models"]), state
+        assert (there / "last.ckpt").resolve() == file
+        assert (there / "last").resolve() == there / f"step{steps}"
+        assert all(path.with_suffix("").is_dir() for path in there.glob("*.ckpt"))
+
+
+def test_paths_in_another_folder_stay_there(tmp_path):
+    callback = Checkpoint(dirpath=tmp_path / "one")
+    callback.best_model_path = str(tmp_path / "one/step2.ckpt")
+    state = callback.state_dict()
+    assert state["best_model_path"] == "step2.ckpt"
+    other = Checkpoint(dirpath=tmp_path / "two")
+    other._resumed_from = tmp_path / "one"
+    with pytest.warns(UserWarning, match="dirpath has changed"):
+        other.load_state_dict(state)
+    assert other.best_model_path == str(tmp_path / "one/step2.ckpt")
