@@ -29,7 +29,7 @@ from medgrpo.types import SettingsError
 from medgrpo.unfinished import gathered, has_rollouts
 
 GO_ON = "go on with the same command and --ckpt_path last"
-_PATHS = ("best_model_path", "kth_best_model_path", "last_model_path")
+_PATHS = ("best_model_path", "kth_best_model_path", "last_model_path", "previous_path")
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,12 @@ class Checkpoint(ModelCheckpoint):
     The ``.ckpt`` resumes training (``--ckpt_path``); the folder is for ``PeftModel.from_pretrained`` and for
     ``model.policy.adapter``. Arguments are those of ``ModelCheckpoint``. The last step of a run is saved whatever they
     say, also when the run is stopped by SIGTERM or ends with an exception: as far as that is certain to be the state
-    between two optimizer steps, and under several ranks if rank 0 has all of it.
+    between two optimizer steps, and under several ranks if rank 0 has all of it. Where only the newest is kept, the one
+    before it stays as well, in case the newest gets damaged.
     """
+
+    previous_path: str = ""
+    """The checkpoint before the newest, where no more are kept."""
 
     goes_on: bool = False
     """Whether this is the same run as the one that has written into its folder: it replaces what it finds there."""
@@ -295,7 +299,7 @@ class Checkpoint(ModelCheckpoint):
 
     def state_dict(self) -> dict[str, Any]:
         """Lightning's, with paths as seen from the folder of the checkpoint."""
-        state = super().state_dict()
+        state = super().state_dict() | {"previous_path": self.previous_path}
         paths = {name: self._relative(state[name]) for name in _PATHS}
         best = {self._relative(path): score for path, score in state["best_k_models"].items()}
         return state | paths | {"best_k_models": best, "dirpath": ""}
@@ -312,9 +316,10 @@ class Checkpoint(ModelCheckpoint):
         if not state_dict["dirpath"]:  # absolute in checkpoints that another ModelCheckpoint has written
             here = self._resumed_from.resolve() == Path(self.dirpath).resolve()
             base = self.dirpath if here else str(self._resumed_from)
-            state_dict |= {name: os.path.join(base, state_dict[name]) if state_dict[name] else "" for name in _PATHS}
+            state_dict |= {name: os.path.join(base, path) if (path := state_dict[name]) else "" for name in _PATHS}
             best = {os.path.join(base, path): score for path, score in state_dict["best_k_models"].items()}
             state_dict |= {"best_k_models": best, "dirpath": base}
+            self.previous_path = state_dict.pop("previous_path") if here else ""
         super().load_state_dict(state_dict)
 
     def file_exists(self, filepath: str, trainer: Trainer) -> bool:
@@ -334,9 +339,12 @@ class Checkpoint(ModelCheckpoint):
         trainer.strategy.barrier()
 
     def _remove_checkpoint(self, trainer: Trainer, filepath: str) -> None:
-        super()._remove_checkpoint(trainer, filepath)
-        if trainer.is_global_zero:
-            remove_partial([Path(filepath).with_suffix("")])
+        if self.monitor is None:
+            filepath, self.previous_path = self.previous_path, filepath
+        if filepath:
+            super()._remove_checkpoint(trainer, filepath)
+            if trainer.is_global_zero:
+                remove_partial([Path(filepath).with_suffix("")])
 
 
 def _link(path: Path, link: Path) -> None:

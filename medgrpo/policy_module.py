@@ -20,7 +20,7 @@ from medgrpo.policy import Policy, loading
 from medgrpo.predictions import Prediction, to_row
 from medgrpo.prefix import encode, prepare
 from medgrpo.rollout import sample
-from medgrpo.sharding import FSDP2Strategy, check_strategy, clean_names, clip_by_norm, is_sharded, shard, whole
+from medgrpo.sharding import check_strategy, clean_names, clip_by_norm, is_sharded, shard, whole
 from medgrpo.types import Completions, PromptBatch, SettingsError
 from medgrpo.unfinished import gathered, of_rank
 
@@ -97,16 +97,18 @@ class PolicyModule(LightningModule):
         processor.tokenizer.padding_side = "left"
         return processor
 
+    def setup(self, stage: str) -> None:
+        """Refuse a strategy that does not go with the policy, before weights are loaded."""
+        check_strategy(self.trainer, self.policy, self.max_tokens_per_pass)
+        self.policy.sharded = is_sharded(self.trainer.strategy)
+
     def configure_model(self) -> None:
         """Load the policy, once."""
         if self.policy.model is not None:
             return
-        strategy = self.trainer.strategy
-        check_strategy(self.trainer, self.policy, self.max_tokens_per_pass)
-        self.policy.sharded = is_sharded(strategy)
         self.policy.load(with_reference=self.needs_reference and self.trainer.state.fn == "fit")
-        if isinstance(strategy, FSDP2Strategy):
-            shard(self.policy, strategy.device_mesh["data_parallel"])
+        if self.device_mesh is not None:
+            shard(self.policy, self.device_mesh["data_parallel"])
         vocabulary = self.processor.tokenizer.get_vocab()
         stop = [vocabulary[token] for token in STOP_TOKENS if token in vocabulary]
         if not stop:

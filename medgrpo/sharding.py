@@ -67,9 +67,10 @@ class FSDP2Strategy(_PlainCheckpoints, ModelParallelStrategy):
         super().setup_environment()
 
     def lightning_module_state_dict(self) -> dict[str, Tensor]:
-        """What trains, whole, on rank 0; the other ranks take part and keep nothing."""
-        trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
-        return self._on_rank_zero(trained)
+        """What a checkpoint or its folder needs, whole, on rank 0; the other ranks take part and keep nothing."""
+        policy: Policy = self.lightning_module.policy
+        needed = [(n, p) for n, p in policy.model.named_parameters() if p.requires_grad or not policy.use_peft]
+        return self._on_rank_zero({f"policy.model.{name}": parameter for name, parameter in needed})
 
     def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
         """Likewise, in the layout of an optimizer on one device."""

@@ -22,6 +22,7 @@ from medgrpo.parameters import ParameterCheck
 from medgrpo.prediction_writer import PredictionWriter
 from medgrpo.probe import MemoryProbe
 from medgrpo.profiling import Profile
+from medgrpo.types import SettingsError
 
 NOISE = (
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",
@@ -87,12 +88,14 @@ class MedGRPOCLI(LightningCLI):
         self.find_checkpoint()
 
     def find_checkpoint(self) -> None:
-        """Refuse a damaged checkpoint before a model is loaded; ``last`` becomes the newest sound one."""
+        """Refuse a damaged checkpoint before a model is loaded; ``fit`` finds the newest sound one as ``last``."""
         options = self.config_init[self.subcommand]
         options.weights_only = True
-        if options.ckpt_path == "last":
+        if options.ckpt_path == "last" and self.subcommand == "fit":
             options.ckpt_path = self.trainer.checkpoint_callback.go_on(self.trainer)
-        elif options.ckpt_path and options.ckpt_path not in ("best", "hpc"):
+        elif options.ckpt_path in ("best", "last", "hpc"):
+            raise SettingsError(f"ckpt_path: expected the path of a checkpoint, got {options.ckpt_path!r}")
+        elif options.ckpt_path:
             check(options.ckpt_path)
 
     def before_test(self) -> None:

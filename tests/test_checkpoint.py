@@ -119,3 +119,16 @@ def test_paths_in_another_folder_stay_there(tmp_path):
     with pytest.warns(UserWarning, match="dirpath has changed"):
         other.load_state_dict(state)
     assert other.best_model_path == str(tmp_path / "one/step2.ckpt")
+
+
+def test_the_one_before_the_newest_stays_too(tmp_path):
+    write_data(tmp_path)
+    config = write_config(tmp_path, trainer__max_steps=4, checkpoint={"every_n_train_steps": 1})
+    folder = tmp_path / "runs/run/checkpoints"
+    main(["fit", "--config", config])
+    assert {path.stem for path in folder.glob("step*")} == {"step3", "step4"}
+    newest = folder / "step4.ckpt"
+    newest.write_bytes(newest.read_bytes()[:-1000])
+    assert newest_sound(folder) == folder / "step3.ckpt"
+    main(["fit", "--config", config, "--ckpt_path", "last", "--trainer.max_steps", "5"])
+    assert {path.stem for path in folder.glob("step*")} == {"step4", "step5"}

@@ -41,6 +41,8 @@ def test_worst_case_is_of_full_length_and_changes_nothing(options, monkeypatch):
 
 
 class FakeTrainer:
+    strategy = None
+
     class datamodule:
         longest_batch = staticmethod(batch)
 
