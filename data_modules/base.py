@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import torch
 from lightning import LightningDataModule
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader
 
@@ -215,7 +216,9 @@ class MedicalVQADataModule(LightningDataModule):
         for split in _SPLITS[stage]:
             if not self.paths[split]:
                 if split != "val" or stage == "validate":  # fit goes without validation
-                    raise SettingsError(f"{stage} needs data.{split}: set it to a question file or a list of them")
+                    raise SettingsError(
+                        f"{TrainerFn(stage).value} needs data.{split}: set it to a question file or a list of them"
+                    )
                 self.records[split] = []
                 continue
             parts = self._select(self._read(split)) if split == "train" else self._read(split)

@@ -124,9 +124,10 @@ class Collate:
                     return self._prompt(record)
                 except DataError as error:
                     reasons[record.id] = str(error)
+        others = len(reasons) - 1
         raise DataError(
-            f"{row[0].id} and {len(reasons) - 1} records that could take its place have images that cannot be used; is "
-            f"image_root={self.image_root!r} still whole? The first of them: {reasons[row[0].id]}"
+            f"{reasons[row[0].id]}. So this record cannot be used, and of {others} records that could take its place "
+            f"none can; is image_root={self.image_root!r} still whole?"
         )
 
     def _prompt(self, record: Record) -> _Prompt:

@@ -187,7 +187,8 @@ def open_rgb(
             if image.mode.startswith(("I", "F")):
                 image = Image.fromarray(stretched(np.asarray(image)))
         except Exception as error:  # a broken file can raise nearly anything from a decoder
-            raise DataError(f"{file}: image cannot be decoded ({error}); it is broken or truncated") from error
+            reason = str(error) or repr(error)
+            raise DataError(f"{file}: image cannot be decoded ({reason}); it is broken or truncated") from error
     if image.has_transparency_data:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")

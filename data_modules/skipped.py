@@ -43,8 +43,8 @@ class SkippedImages:
         for one in skipped:
             if one.id not in self.ids:
                 warnings.warn(
-                    f"skipped: {one.reason}. Record {one.instead} takes its place. Mend or remove the image; "
-                    "data.on_bad_image=error stops at such images",
+                    f"skipped: {one.reason}. Record {one.instead} takes its place. Mend the image, or take the record "
+                    "out of data.train; data.on_bad_image=error stops at such images",
                     stacklevel=2,
                 )
             self.ids.add(one.id)

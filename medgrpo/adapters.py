@@ -30,19 +30,32 @@ OLD_NAMES = {r"^visual\b": "model.visual", r"^model(?!\.(language_model|visual)\
 PREFIX = "base_model.model."
 """Before each module name in a file of PEFT's."""
 
-CLASSES = tuple(f"{family}ForConditionalGeneration" for family in ("Qwen2VL", "Qwen2_5_VL", "Qwen3VL"))
-
 USED = {
-    *("r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern"),
-    *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
+    "r": int,
+    "lora_alpha": int | float,
+    "use_rslora": bool,
+    "rank_pattern": dict,
+    "alpha_pattern": dict,
+    "target_modules": list | str | None,
+    "exclude_modules": list | str | None,
+    "layers_to_transform": list | int | None,
+    "layers_pattern": list | str | None,
 }
-"""Options of ``LoraConfig`` that say which layers are adapted, and how."""
+"""Options of ``LoraConfig`` that say which layers are adapted, and how, with their types in JSON."""
+
+ABOUT_BASE = {"base_model_name_or_path": str | None, "auto_mapping": dict | None}
+"""Options that say what was adapted."""
 
 WITHOUT_EFFECT = {
-    *("peft_type", "task_type", "auto_mapping", "base_model_name_or_path", "revision", "peft_version"),
-    *("inference_mode", "lora_dropout", "init_lora_weights", "eva_config", "megatron_core", "qalora_group_size"),
+    *("peft_type", "task_type", "revision", "peft_version", "inference_mode", "lora_dropout", "init_lora_weights"),
+    *("eva_config", "megatron_core", "qalora_group_size"),
 }
 """Options that change nothing once the weights are known. (``init_lora_weights`` does when it changes the base.)"""
+
+ONLY_LORA = (
+    "Only LoRA on linear layers can be loaded: to use another adapter, merge it into its base with PEFT and set "
+    "model_name_or_path to the result"
+)
 
 HARMLESS_STARTS = (True, False, "gaussian", "orthogonal", "eva")
 """Values of ``init_lora_weights`` that leave the weights of the base alone."""
@@ -57,7 +70,7 @@ class Adapter:
     base: str
     """Base model that it was trained on, as its configuration says; empty when it does not."""
     base_class: str
-    """Class of that model in transformers; empty when it is not said."""
+    """Class of that model; empty when it is not said."""
     options: dict[str, Any]
     """Those of `USED`."""
     tensors: dict[str, Tensor]
@@ -89,8 +102,7 @@ def read_adapter(name: str) -> Adapter:
             f"adapter {name}: {len(bad)} tensors are not finite, e.g. {bad[0]}; take another checkpoint"
         )
     _check_trained(name, tensors)
-    # FSDP2 puts its name before that of a class.
-    base_class = ((config.get("auto_mapping") or {}).get("base_model_class") or "").removeprefix("FSDP")
+    base_class = str((config.get("auto_mapping") or {}).get("base_model_class") or "")
     return Adapter(name, config.get("base_model_name_or_path") or "", base_class, _options(name, config), tensors)
 
 
@@ -98,7 +110,7 @@ def read_config(name: str) -> dict[str, Any]:
     """``adapter_config.json`` of a folder or Hub id.
 
     Raises:
-        SettingsError: it is not there, or no JSON object.
+        SettingsError: it is not there, no JSON object, or an option is of another type than PEFT writes.
     """
     file = _find(name, CONFIG)
     try:
@@ -107,6 +119,11 @@ def read_config(name: str) -> dict[str, Any]:
         raise SettingsError(f"adapter {name}: expected JSON in {CONFIG}; {error}") from error
     if not isinstance(config, dict):
         raise SettingsError(f"adapter {name}: expected an object in {CONFIG}, got {config!r:.80}")
+    kinds = USED | ABOUT_BASE
+    if wrong := sorted(key for key in kinds.keys() & config.keys() if not isinstance(config[key], kinds[key])):
+        raise SettingsError(
+            f"adapter {name}: {CONFIG} is damaged: {wrong[0]} is {config[wrong[0]]!r:.80}; take another checkpoint"
+        )
     return config
 
 
@@ -186,69 +203,89 @@ def match(adapter: Adapter, model: nn.Module) -> tuple[dict[str, Any], dict[str,
     Raises:
         SettingsError: they are not exactly those, with the counts and an example.
     """
-    if adapter.base_class in CLASSES and adapter.base_class != type(model).__name__:  # the families share names
+    this = model.config.name_or_path or "this model"
+    family = _family(adapter.base_class) or _family(adapter.base)
+    if family and family != _family(type(model).__name__):  # the families share names, and some models shapes
         raise SettingsError(
-            f"adapter {adapter.name} was trained on a {adapter.base_class}, and "
-            f"{model.config.name_or_path or 'this model'} is a {type(model).__name__}: check "
-            "model_name_or_path and adapter"
+            f"adapter {adapter.name} was trained on a {adapter.base_class or adapter.base}, and {this} is a "
+            f"{type(model).__name__}: check model_name_or_path and adapter"
         )
     found = {_today(key): tensor for key, tensor in adapter.tensors.items()}
     is_old = found.keys() != adapter.tensors.keys()
-    # The layers are named as in the file; some tools rewrite one of the two.
-    asked = {old_names: _asked(adapter, model, old_names) for old_names in (is_old, not is_old)}
-    fits = {
-        old: (shapes.keys() == found.keys(), len(shapes.keys() & found.keys()), len(shapes))
-        for old, shapes in asked.items()
-    }
-    old_names = max(asked, key=fits.__getitem__)
-    shapes = asked[old_names]
+    linears = _linears(model)
+    found = {key: tensor for key, tensor in found.items() if not _is_of_base(key, tensor, linears)}
+    try:  # the layers are named as in the file; some tools rewrite one of the two
+        plans = [_plan(adapter, linears, old_names) for old_names in (is_old, not is_old)]
+    except (TypeError, ValueError, re.error) as error:
+        raise SettingsError(f"adapter {adapter.name}: {CONFIG} asks for what cannot be: {error}") from error
+
+    def fit(plan: tuple[Any, dict[str, torch.Size]]) -> tuple[bool, int, int]:
+        asked = plan[1].keys()
+        return asked == found.keys(), len(asked & found.keys()), len(asked)
+
+    options, shapes = max(plans, key=fit)
     missing, unexpected = sorted(shapes.keys() - found.keys()), sorted(found.keys() - shapes.keys())
     misshapen = sorted(key for key in shapes.keys() & found.keys() if shapes[key] != found[key].shape)
-    if missing or unexpected or misshapen or not found:
-        example = ""
-        if misshapen:
-            key = misshapen[0]
-            example = f"{key} is {list(found[key].shape)} and should be {list(shapes[key])}"
-        elif missing or unexpected:
-            example = f"{unexpected[0]} is in the file" if unexpected else f"{missing[0]} is not in the file"
-        matched = len(shapes.keys() & found.keys()) - len(misshapen)
+    examples = [f"{key} is {list(found[key].shape)} and should be {list(shapes[key])}" for key in misshapen]
+    examples += [*(f"{key} is in the file" for key in unexpected), *(f"{key} is not in the file" for key in missing)]
+    if examples or not found:
+        trained_on = f" (it was trained on {Path(adapter.base).name})" * bool(adapter.base)
+        other = any(not key.endswith((".lora_A", ".lora_B")) or found[key].ndim != 2 for key in unexpected)
         raise SettingsError(
-            f"adapter {adapter.name} does not fit {model.config.name_or_path or 'the model'}: {matched} of "
+            f"adapter {adapter.name} does not fit {this}: {len(shapes.keys() & found.keys()) - len(misshapen)} of "
             f"{len(shapes)} LoRA tensors matched; {len(missing)} are missing, {len(unexpected)} in the file match "
-            f"nothing, {len(misshapen)} have another shape{', e.g. ' * bool(example)}{example}. Check "
-            f"model_name_or_path{f' (it was trained on {Path(adapter.base).name})' * bool(adapter.base)} and adapter"
+            f"nothing, {len(misshapen)} have another shape{', e.g. '.join(['', *examples[:1]])}. Check "
+            f"model_name_or_path{trained_on} and adapter{f'. {ONLY_LORA}' * other}"
         )
-    options = dict(adapter.options)
-    if old_names:
-        for pattern, default in (("rank_pattern", "r"), ("alpha_pattern", "lora_alpha")):
-            options[pattern] = {
-                module: value
-                for module in _linears(model)
-                if f"{module}.lora_A" in shapes
-                and (value := _of_layer(adapter.options, pattern, default, _before(module))) != adapter.options[default]
-            }
-        options |= {"exclude_modules": None, "layers_to_transform": None, "layers_pattern": None}
-        options["target_modules"] = sorted({key.rsplit(".", 1)[0] for key in shapes})
     return options, found
 
 
-def _asked(adapter: Adapter, model: nn.Module, old_names: bool) -> dict[str, torch.Size]:
-    """Shapes by today's tensor name of what the options ask for, when layers are called as before or as today."""
+def _plan(
+    adapter: Adapter, linears: dict[str, nn.Linear], old_names: bool
+) -> tuple[dict[str, Any], dict[str, torch.Size]]:
+    """What the options ask for when they call layers as before or as today.
+
+    Returns:
+        The options for just these layers, and the shapes by tensor, both with today's names.
+    """
     from peft import LoraConfig
     from peft.tuners.tuners_utils import check_target_module_exists
+    from peft.utils.other import get_pattern_key
 
-    options, linears = dict(adapter.options), _linears(model)
+    options = dict(adapter.options)
+    called = {name: _before(name) if old_names else name for name in linears}
     if options["target_modules"] == "all-linear":
-        options["target_modules"] = [_before(name) if old_names else name for name in linears if name != "lm_head"]
+        options["target_modules"] = [called[name] for name in linears if name != "lm_head"]
     config = LoraConfig(**options)
+    layers = [name for name in linears if check_target_module_exists(config, called[name])]
+
+    def of_layers(pattern: str, default: str) -> dict[str, Any]:
+        values = options[pattern]
+        return {name: values.get(get_pattern_key(values.keys(), called[name]), options[default]) for name in layers}
+
+    ranks, alphas = of_layers("rank_pattern", "r"), of_layers("alpha_pattern", "lora_alpha")
+    if wrong := [value for value in (*ranks.values(), *alphas.values()) if not isinstance(value, int | float)]:
+        raise TypeError(f"expected a number as rank or alpha, got {wrong[0]!r:.80}")
     shapes = {}
-    for name, layer in linears.items():
-        called = _before(name) if old_names else name
-        if check_target_module_exists(config, called):
-            r = _of_layer(options, "rank_pattern", "r", called)
-            shapes[f"{name}.lora_A"] = torch.Size((r, layer.in_features))
-            shapes[f"{name}.lora_B"] = torch.Size((layer.out_features, r))
-    return shapes
+    for name, r in ranks.items():
+        shapes[f"{name}.lora_A"] = torch.Size((r, linears[name].in_features))
+        shapes[f"{name}.lora_B"] = torch.Size((linears[name].out_features, r))
+    options["rank_pattern"] = {name: r for name, r in ranks.items() if r != options["r"]}
+    options["alpha_pattern"] = {name: alpha for name, alpha in alphas.items() if alpha != options["lora_alpha"]}
+    options |= {"exclude_modules": None, "layers_to_transform": None, "layers_pattern": None}
+    return options | {"target_modules": layers}, shapes
+
+
+def _family(name: str) -> str | None:
+    """Which family the name of a class or model tells, if any."""
+    letters = re.sub(r"[^a-z0-9]", "", Path(name).name.lower())
+    return next((family for family in ("qwen2vl", "qwen25vl", "qwen3vl") if family in letters), None)
+
+
+def _is_of_base(key: str, tensor: Tensor, linears: dict[str, nn.Linear]) -> bool:
+    """Whether it is a weight of the base as it is: PEFT saves that of an output layer which is adapted."""
+    layer = linears.get(key.removesuffix(".base_layer"))
+    return layer is not None and torch.equal(tensor.float(), layer.weight.detach().float().cpu())
 
 
 def _linears(model: nn.Module) -> dict[str, nn.Linear]:
@@ -258,13 +295,6 @@ def _linears(model: nn.Module) -> dict[str, nn.Linear]:
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear) and ".lora_" not in name
     }
-
-
-def _of_layer(options: dict[str, Any], pattern: str, default: str, layer: str) -> int:
-    from peft.utils.other import get_pattern_key
-
-    patterns = options.get(pattern) or {}
-    return patterns.get(get_pattern_key(patterns.keys(), layer), options[default])
 
 
 def _today(name: str) -> str:
@@ -298,12 +328,12 @@ def _options(name: str, config: dict[str, Any]) -> dict[str, Any]:
     unsupported = [
         key
         for key, value in config.items()
-        if key not in USED | WITHOUT_EFFECT and value and value != defaults.get(key)
+        if key not in {*USED, *ABOUT_BASE, *WITHOUT_EFFECT} and value and value != defaults.get(key)
     ]
     if unsupported:
         raise SettingsError(
-            f"adapter {name}: {', '.join(f'{key}={config[key]!r:.60}' for key in unsupported)} is not supported, only "
-            "LoRA on linear layers is; merge it into its base with PEFT and set model_name_or_path to the result"
+            f"adapter {name}: {', '.join(f'{key}={config[key]!r:.60}' for key in unsupported)} is not supported. "
+            f"{ONLY_LORA}"
         )
     options = {key: config.get(key, defaults[key]) for key in sorted(USED)}
     if not options["target_modules"]:

@@ -69,10 +69,14 @@ class Checkpoint(ModelCheckpoint):
     _resumed_from: Path | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Files are written and read our way, unless the Trainer was given another."""
+        """Files are written and read our way, unless the Trainer was given another; SIGTERM waits for a step's end."""
         super().setup(trainer, pl_module, stage)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = WholeFile()
+        if stage == TrainerFn.FITTING:
+            # Lightning's handler exchanges something with the other ranks: when only one is told, all hang. It is not
+            # replaced later, as a signal may come before the first hook that could.
+            trainer._signal_connector._sigterm_notifier_fn = self._note_to_stop
 
     def go_on(self, trainer: Trainer) -> str | None:
         """Begin ``fit`` as a part of the run that has written into its folder, if one has.
@@ -87,15 +91,22 @@ class Checkpoint(ModelCheckpoint):
         return str(found) if found else None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Remove what a killed run was writing."""
-        if trainer.is_global_zero:
-            remove_partial(Path(self.dirpath).glob("*" + PARTIAL))
+        """Remove what a killed run was writing; see now whether anything can be written."""
+        failure = self._prepare_folder(Path(self.dirpath)) if trainer.is_global_zero else None
+        if failure := trainer.strategy.broadcast(failure):
+            raise SettingsError(failure)
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """From now on SIGTERM waits for the end of the optimizer step. The Trainer puts its own handlers back later."""
-        super().on_train_start(trainer, pl_module)
-        if trainer.checkpoint_callback is self:
-            signal.signal(signal.SIGTERM, self._note_to_stop)
+    @staticmethod
+    def _prepare_folder(folder: Path) -> str | None:
+        probe = folder / f"probe{PARTIAL}"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            remove_partial(folder.glob("*" + PARTIAL))
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            return f"checkpoint.dirpath: {folder} cannot be written ({error.strerror}): allow it, or set another folder"
+        return None
 
     def _note_to_stop(self, *_: Any) -> None:
         self.told_to_stop = True
@@ -112,17 +123,22 @@ class Checkpoint(ModelCheckpoint):
         """Settle what a checkpoint of this step would hold, and agree on whether to stop."""
         if trainer.fit_loop._should_accumulate():
             return
-        loops = deepcopy(trainer._checkpoint_connector._get_loops_state_dict())
-        self.boundary = Boundary(trainer.global_step, trainer.current_epoch, loops, pl_module.resume_state())
-        self._stepping, self._undecided = False, True
+        self._settle(trainer, pl_module)
+        self._undecided = True
         if trainer.strategy.reduce_boolean_decision(self.told_to_stop, all=False):
             trainer._signal_connector.received_sigterm = True  # Lightning stops after logging and validation
+
+    def _settle(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        loops = deepcopy(trainer._checkpoint_connector._get_loops_state_dict())
+        self.boundary = Boundary(trainer.global_step, trainer.current_epoch, loops, pl_module.resume_state())
+        self._stepping = False
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Whether to save is decided before the validation; a process that is to stop does not begin one."""
         if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
             self._decide(trainer, pl_module)
-            self._validating = True
+            self._due |= self._defer_save_until_validation  # Lightning forgets it where an epoch's end follows
+            self._validating, self._defer_save_until_validation = True, False
             if trainer.received_sigterm and not self._is_last_step(trainer):
                 raise SIGTERMException
 
@@ -150,7 +166,7 @@ class Checkpoint(ModelCheckpoint):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the last step too, whatever the schedule."""
         if self._has_news(trainer):
-            self._save_now(trainer)
+            self._save_together(trainer, is_due=False)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Save the last whole step, and say how to go on."""
@@ -164,7 +180,9 @@ class Checkpoint(ModelCheckpoint):
             if reason := self._unsure(pl_module, exception, together):
                 rank_zero_warn(f"step {self.boundary.step} is not saved: {reason}; an earlier checkpoint is whole")
             elif together:
-                self._save_now(trainer)
+                if not self._validating:  # else the schedule's metrics are to come
+                    self._decide(trainer, pl_module)
+                self._save_together(trainer, is_due=self._due and not self._validating)
             elif trainer.is_global_zero:
                 self._save_alone(trainer)
         why = "told to stop (SIGTERM)" if stopped else f"ended by {type(exception).__name__}"
@@ -173,7 +191,8 @@ class Checkpoint(ModelCheckpoint):
 
     def _unsure(self, module: LightningModule, exception: BaseException, together: bool) -> str:
         """Why the state at hand may not be that of the boundary; empty when it is."""
-        if self._stepping and not isinstance(exception, FloatingPointError):  # ours comes before anything has changed
+        stepped = module.global_step > self.boundary.step
+        if stepped or self._stepping and not isinstance(exception, FloatingPointError):  # ours comes before the step
             return "it was stopped inside the next optimizer step"
         if not together and (module.policy.sharded or has_rollouts(self.boundary.state)):
             return "other ranks have parts of it, and they may have stopped elsewhere"
@@ -202,16 +221,18 @@ class Checkpoint(ModelCheckpoint):
     def _save_due(self, trainer: Trainer) -> None:
         due, self._due = self._due, False
         if due and self._has_news(trainer):
-            candidates = self._monitor_candidates(trainer)
-            super()._save_topk_checkpoint(trainer, candidates)
-            super()._save_last_checkpoint(trainer, candidates)
+            self._save_together(trainer)
 
-    def _save_now(self, trainer: Trainer) -> None:
+    def _save_together(self, trainer: Trainer, is_due: bool = True) -> None:
+        """On all ranks, by the schedule or because this is the last step."""
         candidates = self._monitor_candidates(trainer)
-        if self.monitor is None:
+        if is_due or self.monitor is None:
             super()._save_topk_checkpoint(trainer, candidates)
         if self._has_news(trainer):  # not among the best, or none is kept
-            self._save_checkpoint(trainer, self._get_metric_interpolated_filepath_name(candidates, trainer))
+            if self.save_last:
+                self._last_checkpoint_saved = ""  # `last` is a file then, and no link to an older one
+            elif not is_due:
+                self._save_checkpoint(trainer, self._get_metric_interpolated_filepath_name(candidates, trainer))
         super()._save_last_checkpoint(trainer, candidates)
 
     def _save_alone(self, trainer: Trainer) -> None:
@@ -270,6 +291,8 @@ class Checkpoint(ModelCheckpoint):
         module.policy.save_state(folder, module.processor, weights)
         if trainer.datamodule is not None:
             write_json(folder / TRAINED_ON, asdict(self._trained_on(trainer)))
+        for file in folder.iterdir():
+            file.chmod(0o644)  # safetensors leaves what only its owner may read
 
     @staticmethod
     def _trained_on(trainer: Trainer) -> TrainedOn:
@@ -291,6 +314,8 @@ class Checkpoint(ModelCheckpoint):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Whoever saves: what is saved is the boundary."""
         self._weights = checkpoint["state_dict"]  # before the module leaves out what does not train
+        if self._stepping and trainer.global_step > (self.boundary.step if self.boundary else 0):
+            self._settle(trainer, pl_module)  # another ModelCheckpoint, whose turn is before ours
         boundary = self.boundary
         if boundary is not None and "grpo" not in checkpoint:
             loops = _to_validate(boundary.loops) if self._validating else boundary.loops
@@ -332,6 +357,17 @@ class Checkpoint(ModelCheckpoint):
             return previous != current
         return super()._should_remove_checkpoint(trainer, previous, current)
 
+    def _save_none_monitor_checkpoint(self, trainer: Trainer, monitor_candidates: dict[str, Tensor]) -> None:
+        """Lightning's, but the one that makes room is the one before the last: all is settled before it is saved."""
+        filepath = self._get_metric_interpolated_filepath_name(monitor_candidates, trainer, self.best_model_path)
+        oldest = self.previous_path
+        if filepath != self.best_model_path:
+            self.previous_path, self.best_model_path = self.best_model_path, filepath
+        self._save_checkpoint(trainer, filepath)
+        makes_room = self.save_top_k == 1 and oldest not in ("", self.previous_path)
+        if makes_room and self._should_remove_checkpoint(trainer, oldest, filepath):
+            self._remove_checkpoint(trainer, oldest)
+
     @staticmethod
     def _link_checkpoint(trainer: Trainer, filepath: str, linkpath: str) -> None:
         if trainer.is_global_zero:
@@ -339,12 +375,9 @@ class Checkpoint(ModelCheckpoint):
         trainer.strategy.barrier()
 
     def _remove_checkpoint(self, trainer: Trainer, filepath: str) -> None:
-        if self.monitor is None:
-            filepath, self.previous_path = self.previous_path, filepath
-        if filepath:
-            super()._remove_checkpoint(trainer, filepath)
-            if trainer.is_global_zero:
-                remove_partial([Path(filepath).with_suffix("")])
+        super()._remove_checkpoint(trainer, filepath)
+        if trainer.is_global_zero:
+            remove_partial([Path(filepath).with_suffix("")])
 
 
 def _link(path: Path, link: Path) -> None:

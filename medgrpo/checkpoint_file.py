@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import pickle
 import re
 import shutil
 import struct
@@ -52,10 +53,10 @@ class WholeFile(TorchCheckpointIO):
         """Read a file that is sound, onto the host.
 
         Raises:
-            DataError: it is not.
+            DataError: it is not, or not a checkpoint.
         """
         check(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return _read(path)
 
 
 def check(path: str | Path) -> None:
@@ -90,7 +91,13 @@ def damage(path: str | Path) -> str:
             bad = archive.testzip()
     except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, ValueError, struct.error) as error:
         return f"the checkpoint is truncated or altered ({error})"
-    return f"the checkpoint has been altered: {bad}" if bad else ""
+    if bad:
+        return f"the checkpoint has been altered: {bad}"
+    try:
+        _read(path, mmap=True)
+    except DataError as error:
+        return str(error)
+    return ""
 
 
 def newest_sound(folder: str | Path, said: bool = True) -> Path | None:
@@ -167,4 +174,17 @@ def _step(path: Path) -> int:
         return int(comment[1])
     if damage(path):
         return sys.maxsize
-    return torch.load(path, map_location="cpu", mmap=True, weights_only=True)["global_step"]
+    return _read(path, mmap=True)["global_step"]
+
+
+def _read(path: str | Path, mmap: bool = False) -> dict[str, Any]:
+    try:
+        state = torch.load(path, map_location="cpu", mmap=mmap, weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise DataError("it holds what could be code, which is not loaded: expected tensors, numbers, texts") from error
+    except RuntimeError as error:
+        told = str(error).splitlines()[0]
+        raise DataError(f"expected a checkpoint of a training, got another archive ({told})") from error
+    if not isinstance(state, dict) or "global_step" not in state:
+        raise DataError("expected a checkpoint of a training, got a file without its global_step")
+    return state

@@ -236,7 +236,7 @@ def text_only_share(
         max_completion_length=max_completion_length,
         max_nonfinite_steps=1,
     )
-    module.configure_model()
+    module.load_policy(with_reference=False)
     module.to("cuda" if torch.cuda.is_available() else "cpu")
     collate = Collate(module.processor, prompt)
     verdicts: Counter[str] = Counter()

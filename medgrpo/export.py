@@ -15,12 +15,13 @@ from typing import Any
 
 import torch
 import yaml
+from safetensors import SafetensorError
 from torch import nn
 
 from medgrpo.adapters import CONFIG, base_of, public_name
 from medgrpo.export_check import TOLERANCES, answer, compare_answers, comparison_prompts, score_answers
 from medgrpo.model_card import Card, Evaluation, model_card, shown_settings
-from medgrpo.policy import MADE_WITH, Policy
+from medgrpo.policy import MADE_WITH, Policy, loading
 from medgrpo.resume import fingerprint
 from medgrpo.runs import METRICS, RUN, TRAINED_ON, trained_on
 from medgrpo.types import DataError, SettingsError
@@ -48,8 +49,12 @@ def export(checkpoint: Path, out: Path, *, merge: bool, base: str | None, evalua
             f"{checkpoint}: expected NAME.ckpt with the folder NAME beside it, or such a folder, with {CONFIG} or "
             f"config.json; {folder} has neither"
         )
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise SettingsError(f"--out {out} is there already: name a new or an empty folder")
+    with _writing(out):
+        out = out.resolve()
+        if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+            raise SettingsError(f"--out {out} is there already: name a new or an empty folder")
+    if out.is_relative_to(folder.resolve()):
+        raise SettingsError(f"--out {out} is inside the checkpoint {folder}: name a folder elsewhere")
     if not is_adapter and (merge or base):
         raise SettingsError(f"{folder} holds all weights already: drop --merge and --base")
 
@@ -106,7 +111,7 @@ def export(checkpoint: Path, out: Path, *, merge: bool, base: str | None, evalua
             )
             print(notes[0])
         card = Card(
-            name=out.resolve().name,
+            name=out.name,
             kind=kind,
             base=base_name,
             dtype="float32" if kind == "adapter" else str(saved_dtype).removeprefix("torch."),
@@ -149,6 +154,8 @@ def _merge(policy: Policy) -> dict[str, float]:
         if not isinstance(layer, LoraLayer):
             continue
         weight = layer.get_base_layer().weight
+        if weight is policy.network.get_input_embeddings().weight:
+            raise SettingsError(f"{name} shares its weights with the embedding, so it cannot be merged: drop --merge")
         before = weight.detach().float().clone()
         a, b = layer.lora_A["default"].weight.detach().float(), layer.lora_B["default"].weight.detach().float()
         expected = before + layer.scaling["default"] * (b @ a)
@@ -173,28 +180,36 @@ def _check_sums(policy: Policy, sums: dict[str, float], dtype: torch.dtype) -> N
 
 
 @contextmanager
+def _writing(out: Path) -> Iterator[None]:
+    """Name the option when the system does not let ``out`` be looked at or written."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:  # the latter when the disk is full
+        reason = getattr(error, "strerror", None) or error
+        raise SettingsError(f"--out {out} cannot be written: {reason}") from error
+
+
+@contextmanager
 def _aside(out: Path) -> Iterator[Path]:
     """A folder beside ``out`` that takes its name when all went well, and is gone when not."""
-    try:
+    with _writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
         try:
             yield partial
             partial.chmod(0o755)
+            for file in partial.iterdir():  # safetensors lets nobody else read its files
+                file.chmod(0o644)
             partial.replace(out)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
-    except OSError as error:
-        raise SettingsError(f"--out {out} cannot be written: {error.strerror or error}") from error
 
 
 def _dtype_of(model: str) -> torch.dtype:
     from transformers import AutoConfig
 
-    try:
+    with loading("base model", model):
         dtype = AutoConfig.from_pretrained(model, trust_remote_code=False).dtype
-    except (OSError, ValueError) as error:
-        raise SettingsError(f"base model {model}: {error}") from error
     return dtype if dtype in TOLERANCES else torch.float32
 
 
@@ -203,7 +218,9 @@ def _processor(folder: Path, source: str) -> Any:
     from transformers import AutoProcessor
 
     own = any((folder / name).is_file() for name in ("processor_config.json", "preprocessor_config.json"))
-    processor = AutoProcessor.from_pretrained(folder if own else source, trust_remote_code=False)
+    place = str(folder) if own else source
+    with loading("processor", place):
+        processor = AutoProcessor.from_pretrained(place, trust_remote_code=False)
     processor.tokenizer.padding_side = "left"
     return processor
 
@@ -218,7 +235,8 @@ def _run_config(folder: Path) -> dict[str, Any]:
         config = yaml.safe_load(file.read_bytes())
     except (yaml.YAMLError, RecursionError) as error:
         raise DataError(f"{file}: expected the YAML that `medgrpo fit` writes; {error}") from error
-    if not isinstance(config, dict) or not isinstance(config.get("model", {}), dict):
+    model = config.get("model", {}) if isinstance(config, dict) else None
+    if not isinstance(model, dict) or not isinstance(model.get("policy", {}), dict):
         raise DataError(f"{file}: expected the settings of a run, as `medgrpo fit` writes them")
     return config
 
@@ -230,13 +248,21 @@ def _evaluation(path: Path, folder: Path) -> Evaluation:
         DataError: it is none, or was not finished.
     """
     metrics, about = _read_json(path / METRICS), _read_json(path / RUN)
-    if not isinstance(metrics.get("overall"), dict):
+    groups = metrics.get("groups", {})
+    by_modality = groups.get("modality", {}) if isinstance(groups, dict) else None
+    rows = [metrics.get("overall"), *(by_modality.values() if isinstance(by_modality, dict) else [None])]
+    if not all(isinstance(row, dict) and isinstance(row.get("accuracy"), int | float | None) for row in rows):
         raise DataError(f"--evaluation {path}: expected {METRICS}, which `medgrpo test` writes there when it is done")
-    settings = about.get("settings") or {}
-    weights = settings.get("weights") or {}
-    own = {fingerprint(str(file)) for file in (folder, folder.with_name(folder.name + ".ckpt")) if file.exists()}
+    settings = about.get("settings", {})
+    weights = settings.get("weights", {}) if isinstance(settings, dict) else None
+    if not isinstance(weights, dict):
+        raise DataError(f"--evaluation {path}: expected {RUN} as `medgrpo test` writes it; its settings are malformed")
+    own = [fingerprint(str(file)) for file in (folder, folder.with_name(folder.name + ".ckpt")) if file.exists()]
+    # What was loaded last answered.
+    places = ("model.policy.model_name_or_path", "model.policy.adapter", "ckpt_path")
+    answered = [weights.get(place.rsplit(".", 1)[-1]) for place in places if settings.get(place)]
     note = "a base model" if about.get("trained_on") is None else "other weights"
-    return Evaluation(path.resolve().name, metrics, bool(own & set(weights.values())), note)
+    return Evaluation(path.resolve().name, metrics, bool(answered) and answered[-1] in own, note)
 
 
 def _read_json(file: Path) -> dict[str, Any]:

@@ -37,12 +37,13 @@ DEAD_WORKER = re.compile(r"DataLoader worker \(pid(\(s\))? [\d, ]+\)")
 
 
 def stop(error: Exception, command: str) -> NoReturn:
-    """Exit with status 1 and say why, on the first rank that comes here with these words."""
+    """Exit with status 1 and say why, on the first rank that comes here with these words and knows the cause."""
+    of_reward = isinstance(error, RewardError)  # says itself on which rank; others are told, and know no more
     words = last_words(error, command)
-    rank = _rank_to_speak(words)
+    rank = _rank_to_speak(words, knows_why=not of_reward or error.__cause__ is not None)
     if rank is None:
         sys.exit(1)
-    prefix = f"rank {rank}: " if rank else ""
+    prefix = f"rank {rank}: " if rank and not of_reward else ""
     sys.exit(f"medgrpo: {prefix}{words}")
 
 
@@ -51,7 +52,7 @@ def last_words(error: Exception, command: str) -> str:
     error = _cause_for_users(error) or error
     text = IN_WORKER.sub("", str(error))
     if isinstance(error, RewardError):
-        return f"{text}\n{_keep_traceback(error)}"
+        return text if error.__cause__ is None else f"{text}\n{_keep_traceback(error)}"
     if isinstance(error, UserError):
         return text if text == str(error) else text.split(": ", 1)[1].strip()
     if isinstance(error, MisconfigurationException):
@@ -86,8 +87,8 @@ def _keep_traceback(error: Exception) -> str:
     return f"The whole traceback is in {path}"
 
 
-def _rank_to_speak(words: str) -> int | None:
-    """This process's rank if it is to say it: the first to come here, of those that say the same; None for others."""
+def _rank_to_speak(words: str, knows_why: bool) -> int | None:
+    """This process's rank if it is to say it: the first that knows why, of those that say the same; None for others."""
     if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
         return 0
     rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
@@ -95,7 +96,8 @@ def _rank_to_speak(words: str) -> int | None:
     # Without the name of the file, in which the ranks differ.
     key = "medgrpo/stopped/" + hashlib.sha256(words.splitlines()[0].encode()).hexdigest()
     try:
-        is_first = store.add(key, 1) == 1
+        is_first = knows_why and store.add(f"{key}/said", 1) == 1
+        store.add(key, 1)
     except RuntimeError:  # the rank that keeps the store has gone
         return rank
     deadline = time.monotonic() + SECONDS_FOR_OTHERS

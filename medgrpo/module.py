@@ -42,6 +42,12 @@ from medgrpo.types import Completions, Prefix, PromptBatch, Rollouts, SettingsEr
 from medgrpo.unfinished import pack, unpack
 from medgrpo.vision_cache import VisionCache
 
+IN_A_ROLLOUT = (
+    *("num_generations", "max_completion_length", "temperature", "top_p", "top_k", "beta"),
+    *("reward_weights", "loss_type", "scale_rewards", "mask_truncated_completions"),
+)
+"""Options that a rollout batch depends on."""
+
 
 class GRPOModule(PolicyModule):
     """Trains ``policy`` to say what ``rewards`` reward.
@@ -272,9 +278,7 @@ class GRPOModule(PolicyModule):
         groups = [p for p in self._groups(rollouts, micro, num_micro) if rollouts.active[p]]
         if self.policy.sharded:
             return self._loss_of_prompts(rollouts, groups) if groups else self._idle_loss(rollouts)
-        loss = self._loss_in_passes(rollouts, groups) if groups else 0.0
-        # With several ranks each parameter must take part on each: images and adapters may differ between them.
-        return loss + self._anchor() if not groups or self.trainer.world_size > 1 else loss
+        return self._loss_in_passes(rollouts, groups)
 
     def _loss_in_passes(self, rollouts: Rollouts, groups: list[int]) -> Tensor:
         """A loss whose gradient is taken here, so that passes that do not fit into memory are made again, smaller."""
@@ -394,8 +398,6 @@ class GRPOModule(PolicyModule):
         """[N, C] log-probabilities of the completions; called where the policy is the reference."""
         logps = torch.zeros_like(rollouts.completions.logps)
         prompts = rollouts.prompts
-        if prompts.pixel_values is not None:  # a trainable tower: the reference has its own eyes
-            prompts = self.policy(prepare, prompts, self.device, frozen_vision=True)
         num_micro = self.trainer.accumulate_grad_batches
         for micro in range(num_micro):
             groups = self._groups(rollouts, micro, num_micro)
@@ -433,11 +435,6 @@ class GRPOModule(PolicyModule):
         mask = rollouts.completions.mask[rows]
         length = max(int(mask.sum(1).max()), 2 if self.policy.sharded else 1)
         return rows, rollouts.completions.ids[rows, :length], mask[:, :length]
-
-    def _anchor(self) -> Tensor:
-        # A differentiable 0 that reaches every trainable parameter: all ranks then take part in the same gradient
-        # exchange, whichever groups, images or adapters their micro-batch has.
-        return sum(p.sum() for p in self.trained()) * 0.0
 
     def on_train_start(self) -> None:
         """Measure what this device can do."""
@@ -479,7 +476,8 @@ class GRPOModule(PolicyModule):
         # What ran out of memory before does not have to do so again; None is what the option says.
         state["tokens_per_pass"] = None if self.tokens_per_pass == self.max_tokens_per_pass else self.tokens_per_pass
         if (self.trainer.fit_loop.batch_idx + 1) % (self.trainer.accumulate_grad_batches * self.num_iterations):
-            state["unfinished"] = pack(self.rollouts, self.rollout_values, self.rollout_tokens)
+            options = {name: getattr(self, name) for name in IN_A_ROLLOUT}
+            state["unfinished"] = pack(self.rollouts, self.rollout_values, self.rollout_tokens, options)
         return state
 
     def load_resume_state(self, state: dict[str, Any]) -> None:
@@ -493,7 +491,8 @@ class GRPOModule(PolicyModule):
         unfinished, self.unfinished = self.unfinished, None
         self.rollout_values, self.rollout_tokens = unfinished["values"], unfinished["tokens"]
         look = self.vision_cache.features_of
-        return unpack(unfinished, self.policy(prepare, prompts, self.device, self.policy.freeze_vision, look))
+        prompts = self.policy(prepare, prompts, self.device, self.policy.freeze_vision, look)
+        return unpack(unfinished, prompts, {name: getattr(self, name) for name in IN_A_ROLLOUT})
 
     def on_train_epoch_end(self) -> None:
         """Rollouts never outlive the pass over the data that drew them."""

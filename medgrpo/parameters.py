@@ -8,14 +8,18 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from medgrpo.types import SettingsError
+from medgrpo.types import Rollouts, SettingsError
+
+BESIDE_ZERO = ("lora_A", "lora_embedding_B")
+"""Factors that have no gradient as long as their other factor is 0, as PEFT begins with."""
 
 
 class ParameterCheck(Callback):
     """Stops a run in which a parameter that trains gets no gradient, or one that does not train changes.
 
     The first optimizer step that has a gradient at all must reach every parameter; exempt are, until they can have
-    one, the first factors of LoRA (the second are 0 at the start) and the vision tower (batches without images).
+    one, one factor of each LoRA (the other is 0 at the start) and the vision tower (no group with images and unequal
+    rewards).
     """
 
     def __init__(self) -> None:
@@ -39,14 +43,15 @@ class ParameterCheck(Callback):
         if not self.waiting:
             return
         parameters = {n: p for n, p in pl_module.policy.named_parameters() if n in self.waiting}
-        sizes = torch.stack([_size(p) for p in parameters.values()])
-        sizes = trainer.strategy.reduce(sizes, reduce_op="sum")  # a shard or a rank alone may have none
-        reached = {name for name, size in zip(parameters, sizes.tolist(), strict=True) if size != 0}
+        counts = torch.stack([*(_nonzero(p) for p in parameters.values()), _images(pl_module.rollouts)])
+        # A shard or a rank alone may have none, and all ranks must stop together.
+        *counts, images = trainer.strategy.reduce(counts, reduce_op="sum").tolist()
+        reached = {name for name, count in zip(parameters, counts, strict=True) if count}
         if not reached:  # a step without anything to learn
             return
         self.waiting -= reached
-        has_images = pl_module.rollouts.prompts.image_grid_thw is not None
-        missing = sorted(n for n in self.waiting if "lora_A" not in n and (has_images or "visual" not in n))
+        required = (n for n in self.waiting if not any(factor in n for factor in BESIDE_ZERO))
+        missing = sorted(n for n in required if images or "visual" not in n)
         if missing:
             raise SettingsError(
                 f"{len(missing)} of {len(missing) + len(reached)} parameters that should train got no gradient in step "
@@ -76,11 +81,16 @@ def frozen_sums(policy: torch.nn.Module) -> dict[str, int]:
     return {name: _bits(p) for name, p in policy.named_parameters() if not p.requires_grad}
 
 
-def _size(parameter: Tensor) -> Tensor:
-    gradient = _local(parameter.grad) if parameter.grad is not None else None
-    if gradient is None or not gradient.numel():
-        return torch.zeros((), device=parameter.device)
-    return gradient.float().abs().nan_to_num(nan=1.0).sum()  # what is not finite is somebody else's to say
+def _images(rollouts: Rollouts) -> Tensor:
+    """How many images stand in groups whose rewards differ: the KL term alone may have no gradient yet."""
+    pulls = (rollouts.advantages[:, None] * rollouts.weights != 0).view(len(rollouts.prompts), -1).any(1).tolist()
+    groups = zip(rollouts.prompts.images_per_prompt, rollouts.active, pulls, strict=True)
+    return rollouts.advantages.new_tensor(sum(n for n, active, pull in groups if active and pull), dtype=torch.int64)
+
+
+def _nonzero(parameter: Tensor) -> Tensor:
+    gradient = torch.zeros(0, device=parameter.device) if parameter.grad is None else _local(parameter.grad)
+    return gradient.count_nonzero()  # what is not finite is somebody else's to say
 
 
 def _bits(parameter: Tensor) -> int:

@@ -80,7 +80,8 @@ def sum_of_losses(
     """The sum of some losses, each freed before the next is computed.
 
     Each gradient is taken at once and kept for the backward pass of the sum, so that memory is that of the largest
-    loss, plus one set of gradients, and Lightning and its strategies see one ordinary loss.
+    loss, plus one set of gradients, and Lightning and its strategies see one ordinary loss. All inputs have a gradient,
+    0 if no loss depends on them: an optimizer then does the same on one device as where ranks exchange gradients.
 
     Args:
         losses: each computes a scalar.
@@ -93,15 +94,17 @@ def sum_of_losses(
 class _SumOfLosses(torch.autograd.Function):
     @staticmethod
     def forward(ctx, losses: Sequence[Callable[[], Tensor]], leaves: Sequence[Tensor], *inputs: Tensor) -> Tensor:
-        ctx.gradients = [None] * len(leaves)
-        total = 0.0
+        gradients = [None] * len(leaves)
+        total = torch.zeros((), device=leaves[0].device)
         for loss in losses:
-            total = total + _add_gradient(loss, leaves, ctx.gradients)
+            total = total + _add_gradient(loss, leaves, gradients)
+        ctx.gradients = [torch.zeros_like(x) if g is None else g for x, g in zip(leaves, gradients, strict=True)]
         return total
 
     @staticmethod
     def backward(ctx, factor: Tensor) -> tuple[Tensor | None, ...]:
-        return None, None, *(None if gradient is None else gradient.mul_(factor) for gradient in ctx.gradients)
+        gradients, ctx.gradients = ctx.gradients, None  # nobody else holds them: they become ``.grad`` uncopied
+        return None, None, *(gradient.mul_(factor) for gradient in gradients)
 
 
 def _add_gradient(loss: Callable[[], Tensor], leaves: Sequence[Tensor], sums: list[Tensor | None]) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -14,6 +15,7 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -235,6 +237,9 @@ class Policy(nn.Module):
             # Else PEFT asks the Hub for the size of the base's vocabulary.
             lora_only = {"selected_adapters": ["default"], "save_embedding_layers": False}
             self.model.save_pretrained(folder, state_dict=state, **lora_only)
+            # FSDP1 adds to the names of modules, by which PEFT then finds no tensor at all.
+            lora = {n.replace(".default", ""): p for n, p in state.items() if "lora_" in n and ".default" in n}
+            save_file(lora, Path(folder) / "adapter_model.safetensors", metadata={"format": "pt"})
         else:
             self.model.save_pretrained(folder, state_dict=state)
         processor.save_pretrained(folder)
@@ -374,8 +379,9 @@ def check_quantised(model: nn.Module) -> int:
             f"got {len(quantised)} layers; {len(wrong)} are on one side only, e.g. {wrong[0]}. This transformers reads "
             "llm_int8_skip_modules in another way: install that of constraints.txt, or set quantize=null"
         )
+    kinds = sorted({re.sub(r"\.\d+\.", ".*.", name) for name in quantised})
     rank_zero_info(
-        f"quantize=nf4: {len(quantised)} linear layers of the language model are in 4 bits, the other "
+        f"quantize=nf4: in 4 bits are {len(quantised)} linear layers, {', '.join(kinds)}; the other "
         f"{len(linears) - len(quantised)} (vision tower, merger, output) are not"
     )
     return len(quantised)

@@ -14,6 +14,7 @@ import torch
 from lightning import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_warn
+from torch.distributed.fsdp import FSDPModule
 
 from medgrpo.group_accuracy import GroupAccuracy
 from medgrpo.policy import Policy, loading
@@ -103,12 +104,19 @@ class PolicyModule(LightningModule):
         self.policy.sharded = is_sharded(self.trainer.strategy)
 
     def configure_model(self) -> None:
-        """Load the policy, once."""
-        if self.policy.model is not None:
-            return
-        self.policy.load(with_reference=self.needs_reference and self.trainer.state.fn == "fit")
-        if self.device_mesh is not None:
+        """Load the policy, once; FSDP2 spreads it where it trains.
+
+        Evaluation would gather it for as long as it lasts, and a rank without a question would not take part.
+        """
+        fits = self.trainer.state.fn == "fit"
+        if self.policy.model is None:
+            self.load_policy(with_reference=self.needs_reference and fits)
+        if fits and self.device_mesh is not None and not isinstance(self.policy, FSDPModule):
             shard(self.policy, self.device_mesh["data_parallel"])
+
+    def load_policy(self, with_reference: bool) -> None:
+        """Weights, and the tokens that end a completion or are never drawn."""
+        self.policy.load(with_reference)
         vocabulary = self.processor.tokenizer.get_vocab()
         stop = [vocabulary[token] for token in STOP_TOKENS if token in vocabulary]
         if not stop:

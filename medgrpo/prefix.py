@@ -15,7 +15,7 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
+from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from medgrpo.types import Prefix, PromptBatch, VisionFeatures
@@ -83,7 +83,7 @@ def encode(model: nn.Module, prompts: PromptBatch) -> Prefix:
     vision = prompts.vision
     if vision is None and prompts.image_grid_thw is not None:
         vision = see(model, prompts)
-    elif vision is None and isinstance(model.model.visual, FSDPModule):
+    elif vision is None and isinstance(model.model.visual.blocks[0], FSDPModule | FullyShardedDataParallel):
         vision = see_nothing(model, prompts)
     if vision is not None:
         is_image = prompts.mm_token_type_ids == 1

@@ -14,8 +14,9 @@ A reward is a subclass of ``Reward``, reached by ``class_path``; this is a whole
 from __future__ import annotations
 
 import re
+import traceback
 from abc import ABC, abstractmethod
-from collections.abc import Sequence, Sized
+from collections.abc import Mapping, Sequence, Set, Sized
 from numbers import Real
 from typing import Literal
 
@@ -27,6 +28,9 @@ from medgrpo.types import Record, UserError
 
 MAX_QUOTED = 80
 """Characters of a completion that an error shows."""
+
+MAX_REASON = 400
+"""Characters of what a reward raised or returned."""
 
 
 class RewardError(UserError):
@@ -203,33 +207,46 @@ def failed_rank(totals: Tensor, world_size: int) -> int | None:
 def _scores(reward: Reward, completions: list[str], records: list[Record]) -> list[float]:
     who = f"reward {reward.name} ({type(reward).__module__}.{type(reward).__qualname__})"
     try:
-        values = reward(completions, records)
-    except Exception as error:  # whatever a reward of a user's own may raise
+        values = reward(list(completions), list(records))  # its own lists: what it does to them stays with it
+        if isinstance(values, Tensor):
+            values = values.tolist()
+        elif isinstance(values, Sized) and not isinstance(values, str | bytes | Set | Mapping):
+            values = list(values)
+    except (Exception, SystemExit) as error:  # whatever a reward of a user's own may raise
         raise RewardError(f"{who}: {_blame(reward, completions, records, error)}") from error
-    if not isinstance(values, Sized) or len(values) != len(completions):
-        got = len(values) if isinstance(values, Sized) else repr(values)
+    if not isinstance(values, list) or len(values) != len(completions):
+        got = len(values) if isinstance(values, list) else _cut(repr(values))
         raise RewardError(
-            f"{who}: expected {len(completions)} values, one per completion, got {got}; the first completion is "
-            f"{_sample(completions[0], records[0])}"
+            f"{who}: expected a list of {len(completions)} values, one per completion, got {got}; the first completion "
+            f"is {_sample(completions[0], records[0])}"
         )
     for value, text, record in zip(values, completions, records, strict=True):
         if not isinstance(value, Real) or not abs(value) <= torch.finfo(torch.float32).max:
-            got = "an integer beyond float32" if isinstance(value, int) else repr(value)
+            got = "an integer beyond float32" if isinstance(value, int) else _cut(repr(value))
             raise RewardError(f"{who}: expected finite numbers, got {got} for {_sample(text, record)}")
     return list(values)
 
 
-def _blame(reward: Reward, completions: list[str], records: list[Record], error: Exception) -> str:
+def _blame(reward: Reward, completions: list[str], records: list[Record], error: BaseException) -> str:
     """What a reward raised, and the first completion that it raises on alone."""
     for text, record in zip(completions, records, strict=True):
         try:
             reward([text], [record])
-        except Exception as alone:  # as in `_scores`
-            return f"{type(alone).__name__}: {alone}, for {_sample(text, record)}"
+        except (Exception, SystemExit) as alone:  # as in `_scores`
+            return f"{_told(alone)}, for {_sample(text, record)}"
     return (
-        f"{type(error).__name__}: {error}, for {len(completions)} completions together, for none alone; the first is "
+        f"{_told(error)}, for {len(completions)} completions together, for none alone; the first is "
         f"{_sample(completions[0], records[0])}"
     )
+
+
+def _told(error: BaseException) -> str:
+    """Type and message on one line, also of an error that cannot be printed."""
+    return _cut(" ".join(traceback.format_exception_only(error)[-1].split()))
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= MAX_REASON else text[:MAX_REASON] + " ..."
 
 
 def _sample(completion: str, record: Record) -> str:

@@ -33,7 +33,7 @@ from torch.utils._pytree import tree_map_only
 from medgrpo.policy import Policy
 from medgrpo.types import SettingsError
 
-PRECISIONS = ("32-true", "bf16-mixed", "64-true")
+PRECISIONS = ("32-true", "bf16-mixed")
 
 
 class _PlainCheckpoints:
@@ -126,8 +126,16 @@ class FSDP1Strategy(_PlainCheckpoints, FSDPStrategy):
         if policy.use_peft:  # their dtype may be another than that of the base
             units |= {m for n, m in policy.named_modules() if "lora_" in n and isinstance(m, nn.Linear)}
         self.kwargs["auto_wrap_policy"] = lambda module, recurse, nonwrapped_numel: recurse or module in units
-        self.kwargs["ignored_modules"] = [network.model.visual for network in _networks(policy) if not _sees(network)]
+        towers = [network.model.visual for network in _networks(policy) if not _sees(network)]
+        for tower in towers:
+            tower.to(self.root_device)  # PyTorch moves what it does not ignore
+        self.kwargs["ignored_modules"] = towers
         return super()._setup_model(model)
+
+    def lightning_module_state_dict(self) -> dict[str, Tensor]:
+        """Whole, on rank 0; tied weights once."""
+        names = {name for name, _ in clean_names(self.lightning_module)}
+        return {name: value for name, value in super().lightning_module_state_dict().items() if name in names}
 
     def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
         """Whole, on rank 0, in the layout of an optimizer on one device."""
@@ -230,6 +238,11 @@ def check_strategy(trainer: Trainer, policy: Policy, max_tokens_per_pass: int | 
         problems.append(
             f"trainer.strategy={type(strategy).__name__}: expected a single device, DDP, FSDP2 or FSDP1; use one of "
             "configs/strategy/"
+        )
+    if isinstance(strategy, DDPStrategy) and strategy._start_method != "popen":
+        problems.append(
+            f"trainer.strategy=ddp_{strategy._start_method}: what the processes have trained does not come back to "
+            "save it; use --config configs/strategy/ddp.yaml"
         )
     if trainer.precision not in PRECISIONS:
         problems.append(

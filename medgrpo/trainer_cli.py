@@ -28,6 +28,8 @@ NOISE = (
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",
     r"`is_gradient_checkpointing` is deprecated",
     r"Found \d+ module\(s\) in eval mode at the start of training",  # on purpose: dropout is off
+    r"FSDP2-wrapped module .* returned a view",  # nobody changes it in place
+    r"It is recommended to use .*sync_dist=True",  # what is logged is of all ranks already
     r"Total length of `\w+` across ranks is zero",  # fit without data.val; a test that is done already
 )
 """Warnings between libraries that a user can do nothing about."""
@@ -92,7 +94,7 @@ class MedGRPOCLI(LightningCLI):
         options = self.config_init[self.subcommand]
         options.weights_only = True
         if options.ckpt_path == "last" and self.subcommand == "fit":
-            options.ckpt_path = self.trainer.checkpoint_callback.go_on(self.trainer)
+            options.ckpt_path = self._get(self.config_init, "checkpoint").go_on(self.trainer)
         elif options.ckpt_path in ("best", "last", "hpc"):
             raise SettingsError(f"ckpt_path: expected the path of a checkpoint, got {options.ckpt_path!r}")
         elif options.ckpt_path:

@@ -19,13 +19,14 @@ AGAIN = ("prompts", "prefix")
 """Fields of `Rollouts` that are made anew."""
 
 
-def pack(rollouts: Rollouts, values: dict[str, Tensor], tokens: int) -> dict[str, Any]:
+def pack(rollouts: Rollouts, values: dict[str, Tensor], tokens: int, options: dict[str, Any]) -> dict[str, Any]:
     """A copy of a rollout batch on the host.
 
     Args:
         rollouts: after a whole optimizer step, so that old log-probabilities are there.
         values: scalars that are logged with each optimizer step on it.
         tokens: number of tokens that the rollout batch has.
+        options: what it was made with.
     """
     names = [field.name for field in fields(Rollouts) if field.name not in (*AGAIN, "completions")]
     return {
@@ -34,19 +35,28 @@ def pack(rollouts: Rollouts, values: dict[str, Tensor], tokens: int) -> dict[str
         "rollouts": {name: _copy(getattr(rollouts, name)) for name in names},
         "values": {name: _copy(value) for name, value in values.items()},
         "tokens": tokens,
+        "options": options,
     }
 
 
-def unpack(state: dict[str, Any], prompts: PromptBatch) -> Rollouts:
+def unpack(state: dict[str, Any], prompts: PromptBatch, options: dict[str, Any]) -> Rollouts:
     """The rollout batch again.
 
     Args:
         state: from ``pack``.
         prompts: those of the rollout batch, prepared, on the device where all is to be.
+        options: as for ``pack``.
 
     Raises:
-        SettingsError: they are other prompts.
+        SettingsError: they are other prompts or options.
     """
+    before = state["options"]
+    changed = [f"{name} was {before[name]}, is {now}" for name, now in options.items() if before[name] != now]
+    if changed:
+        raise SettingsError(
+            f"the checkpoint was saved inside a rollout batch, in which model.{', model.'.join(changed)}: go on with "
+            "the options of the run that saved it, or from a checkpoint after a multiple of model.num_iterations steps"
+        )
     ids = [record.id for record in prompts.records]
     if ids != state["ids"]:
         raise SettingsError(

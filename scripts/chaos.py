@@ -232,6 +232,7 @@ def outcome(folder: Path) -> dict[str, Any]:
     """What a run has come to: its newest checkpoint and all that it has logged, timings aside."""
     state = torch.load(max(checkpoints(folder))[1], weights_only=True)
     kept = {name: state[name] for name in ("state_dict", "optimizer_states", "lr_schedulers", "grpo", "global_step")}
+    kept["callbacks"] = {name: part for name, part in state["callbacks"].items() if not name.startswith("Checkpoint")}
     metrics: dict[str, dict[int, set[float]]] = {}
     for file in sorted(folder.glob("events.*")):
         events = EventAccumulator(str(file), size_guidance={"scalars": 0}).Reload()
@@ -290,7 +291,7 @@ def disturbed(folder: Path, name: str, setting: dict[str, Any], seconds: float, 
             run.kill(signal.SIGKILL if how == "kill -9" else signal.SIGTERM, one)
         statuses = run.finish()
         if statuses is None:
-            return "it hangs"
+            return f"it hangs after {', '.join(story) or 'no signal'} (statuses {run.ended})"
         said = log.read_bytes()[begun:].decode(errors="replace")
         from_step = re.search(r"going on from \S*step(\d+)", said)
         if from_step and int(from_step[1]) != newest:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from test_policy import logps
 from tiny import FAMILIES, processor_of, tiny_folder, tiny_policy
@@ -118,6 +119,67 @@ def test_a_whole_layer_pattern_and_all_linear_are_understood(tmp_path):
     merger = r"visual\.merger.*"
     write_adapter(tmp_path / "a", "qwen2_vl", "4.51", target_modules="all-linear", exclude_modules=merger)
     assert sum("lora_" in name for name, _ in load("qwen2_vl", tmp_path / "a").named_parameters()) == len(expected)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_an_adapted_output_layer_is_loaded_and_its_saved_base_weight_must_be_the_base(layout, tmp_path):
+    """PEFT saves ``lm_head.base_layer`` too when the output layer is adapted."""
+    network = tiny_policy("qwen2_vl", use_peft=False).network
+    plain = get_peft_model(network, LoraConfig(r=4, target_modules=["q_proj", "lm_head"], rank_pattern={"lm_head": 2}))
+    for name, parameter in plain.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    plain.save_pretrained(tmp_path)
+    file = tmp_path / "adapter_model.safetensors"
+    state = {key: tensor.clone() for key, tensor in load_file(file).items()}
+    if layout == "4.51":
+        state = {key.replace("model.language_model.", "model."): tensor for key, tensor in state.items()}
+        save_file(state, file)
+    assert "base_model.model.lm_head.base_layer.weight" in state
+    policy = load("qwen2_vl", tmp_path)
+    suppressed = policy.suppressed_ids()
+    assert torch.equal(logps(policy.network, suppressed, "qwen2_vl"), logps(network, suppressed, "qwen2_vl"))
+    state["base_model.model.lm_head.base_layer.weight"][0] += 1
+    save_file(state, file)
+    with pytest.raises(SettingsError, match=r"8 of 8 .* 1 in the file match nothing, .*base_layer.*merge it into its"):
+        load("qwen2_vl", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"r": "x"}, "r is 'x'"),
+        ({"lora_alpha": None}, "lora_alpha is None"),
+        ({"rank_pattern": None}, "rank_pattern is None"),
+        ({"target_modules": 3}, "target_modules is 3"),
+        ({"auto_mapping": "x"}, "auto_mapping is 'x'"),
+        ({"base_model_name_or_path": 1}, "base_model_name_or_path is 1"),
+        ({"target_modules": "("}, r"asks for what cannot be: missing \)"),
+        ({"target_modules": [[1]]}, "asks for what cannot be: unhashable"),
+        ({"alpha_pattern": {"(": 1}}, r"asks for what cannot be: missing \)"),
+        ({"alpha_pattern": {"q_proj": "x"}}, "expected a number as rank or alpha, got 'x'"),
+        ({"rank_pattern": {"q_proj": "x"}}, "expected a number as rank or alpha, got 'x'"),
+        ({"target_modules": "x", "layers_to_transform": [0]}, "asks for what cannot be: `layers_to_transform`"),
+    ],
+)
+def test_a_malformed_configuration_is_one_clear_error(wrong, message, tmp_path):
+    write_adapter(tmp_path / "a", "qwen2_vl", "4.51", **wrong)
+    with pytest.raises(SettingsError, match=message):
+        load("qwen2_vl", tmp_path / "a")
+
+
+@pytest.mark.parametrize(
+    "about",
+    [
+        {"base_model_name_or_path": "Qwen/Qwen2.5-VL-7B-Instruct"},
+        {"base_model_name_or_path": "/data/qwen2_5-vl-7b"},
+        {"auto_mapping": {"base_model_class": "FSDPQwen2_5_VLForConditionalGeneration"}},
+    ],
+)
+def test_an_adapter_of_another_family_is_refused_though_it_would_fit(about, tmp_path):
+    write_adapter(tmp_path / "a", "qwen2_vl", "4.51", **about)
+    with pytest.raises(SettingsError, match=r"was trained on a .*2.5.*and qwen2_vl is a Qwen2VLForConditionalGen"):
+        load("qwen2_vl", tmp_path / "a")
 
 
 def without(state, part):
@@ -281,10 +343,14 @@ def change_config(folder, **values):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_four_bits_elsewhere_are_refused(family):
+def test_four_bits_elsewhere_are_refused(family, caplog):
     from bitsandbytes.nn import Linear4bit
 
-    network = tiny_policy(family, quantize="nf4").network
+    with caplog.at_level("INFO"):
+        network = tiny_policy(family, quantize="nf4").network
+    language = "model.language_model.layers.*"
+    assert caplog.text.count(f"{language}.") == 7  # the kinds of layers are listed, and no others
+    assert f"{language}.mlp.down_proj, {language}.mlp.gate_proj" in caplog.text
     assert check_quantised(strip(network)) == 3 * 7
     network.model.visual.merger.extra = Linear4bit(4, 4)
     with pytest.raises(SettingsError, match=r"exactly the 21 linear layers.*got 22 layers; 1 .*visual\.merger\.extra"):

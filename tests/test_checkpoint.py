@@ -2,6 +2,7 @@
 
 import os
 import random
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from test_cli import write_config, write_data
 
 from medgrpo.checkpoint import Checkpoint
 from medgrpo.checkpoint_file import WholeFile, check, damage, newest_sound
+from medgrpo.runs import trained_on
 from medgrpo.trainer_cli import main
 from medgrpo.types import DataError
 
@@ -74,8 +76,27 @@ def test_the_newest_sound_one_is_found(tmp_path):
 
 def test_a_file_that_could_be_code_is_not_loaded(tmp_path):
     WholeFile().save_checkpoint({"global_step": 1, "hook": print}, tmp_path / "code.ckpt")
-    with pytest.raises(Exception, match="[Ww]eights.only"):
+    with pytest.raises(DataError, match="could be code"):
         WholeFile().load_checkpoint(tmp_path / "code.ckpt")
+
+
+def test_what_is_no_checkpoint_is_refused_and_left_out(tmp_path):
+    sound = write(tmp_path / "step3.ckpt")
+    torch.save({"global_step": 9, "hook": print}, tmp_path / "code.ckpt")
+    torch.save([1, 2], tmp_path / "list.ckpt")
+    torch.save({"w": torch.ones(2)}, tmp_path / "weights.ckpt")
+    (tmp_path / "empty.ckpt").touch()
+    with zipfile.ZipFile(tmp_path / "zip.ckpt", "w") as archive:
+        archive.writestr("a.txt", "a")
+    reasons = {path.stem: damage(path) for path in tmp_path.glob("*.ckpt")}
+    assert "could be code" in reasons.pop("code")
+    assert "truncated" in reasons.pop("empty")
+    assert "another archive" in reasons.pop("zip")
+    assert "without its global_step" in reasons.pop("list")
+    assert "without its global_step" in reasons.pop("weights")
+    assert reasons == {"step3": ""}
+    with pytest.warns(UserWarning, match="is left out"):
+        assert newest_sound(tmp_path) == sound
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):
@@ -130,5 +151,53 @@ def test_the_one_before_the_newest_stays_too(tmp_path):
     newest = folder / "step4.ckpt"
     newest.write_bytes(newest.read_bytes()[:-1000])
     assert newest_sound(folder) == folder / "step3.ckpt"
-    main(["fit", "--config", config, "--ckpt_path", "last", "--trainer.max_steps", "5"])
-    assert {path.stem for path in folder.glob("step*")} == {"step4", "step5"}
+    for steps in (5, 6):
+        main(["fit", "--config", config, "--ckpt_path", "last", "--trainer.max_steps", str(steps)])
+        assert {path.stem for path in folder.glob("step*")} == {f"step{steps - 1}", f"step{steps}"}
+
+
+def test_the_last_state_is_there_when_it_is_not_among_the_best(tmp_path):
+    """Then `last` is a file of its own; with the best as the newest, a link to it."""
+    write_data(tmp_path)
+    config = write_config(tmp_path, checkpoint={"every_n_train_steps": 1, "monitor": "num_tokens", "mode": "min"})
+    folder = tmp_path / "runs/run/checkpoints"
+    main(["fit", "--config", config])
+    assert {path.name for path in folder.iterdir()} == {"step1", "step1.ckpt", "last", "last.ckpt"}
+    assert [read(folder / name)["global_step"] for name in ("step1.ckpt", "last.ckpt")] == [1, 4]
+    assert trained_on(folder / "last").step == 4
+    more = ["--checkpoint.mode", "max", "--checkpoint.save_top_k", "1", "--trainer.max_steps", "5"]
+    main(["fit", "--config", config, "--ckpt_path", "last", *more])
+    assert (folder / "last.ckpt").resolve() == folder / "step5.ckpt"
+    assert (folder / "last").resolve() == folder / "step5"
+
+
+def test_what_a_validation_says_counts_in_its_own_step(tmp_path):
+    """Lightning leaves out the first validated step when the metric is new."""
+    write_data(tmp_path)
+    monitor = {"every_n_train_steps": 1, "monitor": "val/accuracy", "mode": "max", "save_top_k": -1}
+    main(["fit", "--config", write_config(tmp_path, trainer__val_check_interval=1, checkpoint=monitor)])
+    assert {path.name for path in (tmp_path / "runs/run/checkpoints").glob("step*.ckpt")} == {
+        f"step{step}.ckpt" for step in (1, 2, 3, 4)
+    }
+
+
+def test_another_model_checkpoint_saves_the_same_state(tmp_path):
+    """It comes before ours: its files hold the step that has just ended, and ours are found as `last`."""
+    write_data(tmp_path)
+    own = {"dirpath": str(tmp_path / "own"), "filename": "{step}", "every_n_train_steps": 1, "save_top_k": -1}
+    callback = {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": own}
+    config = write_config(tmp_path, trainer__callbacks=[callback], model__num_iterations=2)
+    main(["fit", "--config", config, "--ckpt_path", "last", "--trainer.max_steps", "3"])
+    other, ours = read(tmp_path / "own/step=2.ckpt"), read(tmp_path / "runs/run/checkpoints/step2.ckpt")
+    assert other["global_step"] == 2
+    assert other["loops"] == ours["loops"]
+    assert "unfinished" not in other["grpo"][0]
+    assert "unfinished" in read(tmp_path / "own/step=3.ckpt")["grpo"][0]
+
+
+def test_a_folder_that_cannot_be_written_is_told_of_before_training(tmp_path):
+    callback = Checkpoint()
+    (tmp_path / "file").touch()
+    assert "checkpoint.dirpath: " in callback._prepare_folder(tmp_path / "file" / "checkpoints")
+    assert callback._prepare_folder(tmp_path / "new") is None
+    assert not list((tmp_path / "new").iterdir())

@@ -1,7 +1,13 @@
 """What only a GPU can show. ``scripts/bench_gpu.sh`` runs these; elsewhere they are not collected."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
+from test_cli import write_config, write_data
 from tiny import FAMILIES, prompt_batch, tiny_policy
 
 from medgrpo.prefix import encode, prepare, score
@@ -54,6 +60,30 @@ def test_the_graph_samples_what_the_scorer_scores(family, autocast):
     assert torch.allclose(drawn.logps, logps, atol=0.1 if autocast else 1e-3)
     logps.sum().backward()
     assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in policy.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("strategy", ["fsdp2", "fsdp1"])
+def test_one_sharded_process_trains_as_one_that_is_not(strategy, tmp_path):
+    write_data(tmp_path)
+    config = write_config(
+        tmp_path, trainer__accelerator="gpu", trainer__devices=1, model__optimizer__init_args__lr=1e-3
+    )
+    ends = {}
+    for name in ("single", strategy):
+        file = Path(__file__).parents[1] / "configs" / "strategy" / f"{name}.yaml"
+        where = tmp_path / name
+        args = ["--config", config, "--config", str(file), "--trainer.devices", "1", "--checkpoint.dirpath", str(where)]
+        command = [sys.executable, "-m", "medgrpo.cli", "fit", *args, "--model.policy.dtype", "float32"]
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-3000:]
+        ends[name] = torch.load(where / "last.ckpt", weights_only=True)
+    for key, value in ends["single"]["state_dict"].items():
+        assert (ends[strategy]["state_dict"][key] - value).abs().max() < 1e-4, key
+    states = [end["optimizer_states"][0]["state"] for end in ends.values()]
+    for index, state in states[0].items():
+        for key, value in state.items():
+            assert (states[1][index][key] - value).abs().max() < 1e-4, (index, key)
 
 
 def test_a_second_rollout_sees_new_weights():

@@ -5,11 +5,13 @@ import os
 import socket
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from lightning.pytorch.strategies import DDPStrategy
 from test_cli import write_config, write_data
 from test_module import G, assert_same, gradient, make_module
 from tiny import FAMILIES, prompt_batch, tiny_folder, tiny_policy
@@ -107,11 +109,15 @@ def test_two_processes_have_the_gradient_of_one(ranks, case):
     assert_same(clipped, {name: grad * 0.01 / total for name, grad in expected.items()}, 1e-4)
 
 
-def command(name: str, *args: str) -> None:
+def command(name: str, *args: str, seconds: int | None = None) -> None:
     """Run ``medgrpo`` with two devices; its launcher starts the second process."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent)]), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, "-m", "medgrpo.cli", name, *args], env=environment, capture_output=True, text=True
+        [sys.executable, "-m", "medgrpo.cli", name, *args],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=seconds,
     )
     assert done.returncode == 0, done.stderr[-3000:]
 
@@ -146,11 +152,11 @@ def test_fit_and_test_agree_under_every_strategy(tmp_path):
         ask += ["--ckpt_path", str(tmp_path / "single" / "last.ckpt"), "--predictions.dirpath"]
         start("test", *run, *ask, str(tmp_path / f"table-{name}"))
         tables[name] = {f.name: f.read_bytes() for f in (tmp_path / f"table-{name}").iterdir() if f.name != "run.json"}
-        if name == "ddp":  # one answer is left, for one of the ranks
-            file = tmp_path / "table-ddp" / "predictions.jsonl"
+        if name != "single":  # one answer is left, for one of the ranks
+            file = tmp_path / f"table-{name}" / "predictions.jsonl"
             lines = tables[name][file.name].splitlines(keepends=True)
             file.write_bytes(b"".join(lines[:-1]) + lines[-1].rstrip())
-            command("test", *run, *ask, str(file.parent))
+            command("test", *run, *ask, str(file.parent), seconds=120)
             assert file.read_bytes() == tables[name][file.name]
     for name in ("ddp", "fsdp2"):
         assert tables[name] == tables["single"]
@@ -187,6 +193,7 @@ def trainer(strategy, precision="32-true", fn="fit"):
         (FSDP2Strategy, {"decode_implementation": "static"}, "bf16-mixed", "decode_implementation"),
         (FSDP2Strategy, {"linear_implementation": "onednn"}, "32-true", "linear_implementation"),
         (FSDP2Strategy, {}, "bf16-true", "bf16-mixed keeps"),
+        (partial(DDPStrategy, start_method="spawn"), {}, "32-true", "ddp_spawn.*ddp.yaml"),
     ],
 )
 def test_what_does_not_go_together_is_refused_with_the_reason(strategy, options, precision, match):
@@ -205,6 +212,14 @@ def test_strategies_that_are_not_set_up_are_refused():
     fsdp1.parallel_devices, fsdp1.cluster_environment = [torch.device("cpu")], SimpleNamespace(local_rank=lambda: 0)
     with pytest.raises(SettingsError, match="needs GPUs"):
         check_strategy(trainer(fsdp1), Policy("x"), None)
+
+
+def test_fsdp1_moves_the_frozen_tower_that_it_does_not_shard(monkeypatch):
+    monkeypatch.setattr(FSDP1Strategy, "root_device", torch.device("meta"))
+    monkeypatch.setattr("lightning.pytorch.strategies.FSDPStrategy._setup_model", lambda self, model: model)
+    policy = tiny_policy()
+    FSDP1Strategy()._setup_model(SimpleNamespace(policy=policy))
+    assert {p.device.type for p in policy.network.model.visual.parameters()} == {"meta"}
 
 
 def test_whole_leaves_a_policy_alone_that_is_not_sharded():

@@ -76,9 +76,11 @@ def test_an_adapter_is_written_anew_with_its_card(run, tmp_path, capsys):
     tested.mkdir()
     (tested / "metrics.json").write_text(json.dumps(METRICS))
     weights = {"adapter": exporting.fingerprint(str(run))}
-    (tested / "run.json").write_text(json.dumps({"settings": {"weights": weights}, "trained_on": {}}))
+    settings = {"model.policy.adapter": "it", "weights": weights}
+    (tested / "run.json").write_text(json.dumps({"settings": settings, "trained_on": {}}))
     out.mkdir()
     assert export(run, "--out", out, "--evaluation", tested) == 0
+    assert {file.stat().st_mode & 0o444 for file in out.iterdir()} == {0o444}
     before, after = (load_file(folder / "adapter_model.safetensors") for folder in (run, out))
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
@@ -165,6 +167,69 @@ def test_what_cannot_be_exported_is_said(run, tmp_path, capsys, monkeypatch):
     assert export(run, "--out", tmp_path / "o") == 1
     assert "cannot be written: No space left on device" in capsys.readouterr().err
     assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize("last", ["ckpt_path", "model.policy.adapter"])
+def test_answers_are_of_what_was_loaded_last(run, last, tmp_path):
+    """Of a checkpoint before an adapter, and of an adapter before its base."""
+    own = exporting.fingerprint(str(run))
+    before = {"ckpt_path": "model.policy.adapter", "model.policy.adapter": "model.policy.model_name_or_path"}[last]
+    weights = {before.rsplit(".", 1)[-1]: own, last.rsplit(".", 1)[-1]: "other"}
+    (tmp_path / "metrics.json").write_text(json.dumps(METRICS))
+    (tmp_path / "run.json").write_text(
+        json.dumps({"settings": {before: "a", last: "b", "weights": weights}, "trained_on": {}})
+    )
+    assert not exporting._evaluation(tmp_path, run).of_this_model
+    (tmp_path / "run.json").write_text(json.dumps({"settings": {before: "a", "weights": weights}}))
+    assert exporting._evaluation(tmp_path, run).of_this_model
+
+
+@pytest.mark.parametrize(
+    ("file", "wrong"),
+    [
+        ("metrics.json", {"groups": []}),
+        ("metrics.json", {"groups": {"modality": [1]}}),
+        ("metrics.json", {"groups": {"modality": {"ct": 3}}}),
+        ("metrics.json", {"overall": {"accuracy": "x"}}),
+        ("run.json", {"settings": [1]}),
+        ("run.json", {"settings": {"weights": [1]}}),
+    ],
+)
+def test_malformed_evaluations_are_one_clear_error(run, file, wrong, tmp_path, capsys):
+    tested = tmp_path / "tested"
+    tested.mkdir()
+    (tested / "metrics.json").write_text(json.dumps(METRICS))
+    (tested / file).write_text(json.dumps((METRICS if file == "metrics.json" else {}) | wrong))
+    assert export(run, "--out", tmp_path / "o", "--evaluation", tested) == 1
+    assert f"--evaluation {tested}: expected {file}" in capsys.readouterr().err
+
+
+def test_a_full_disk_and_odd_places(run, tmp_path, capsys, monkeypatch):
+    """safetensors has an error of its own for a full disk; here files may have 100 kB only."""
+    code = (
+        "import resource, sys\nfrom medgrpo.export_cli import main\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, -1))\nsys.exit(main(sys.argv[1:]))"
+    )
+    args = [str(run), "--out", str(tmp_path / "o"), "--base", tiny_folder("qwen2_vl"), "--merge"]
+    done = subprocess.run([sys.executable, "-c", code, *args], cwd=Path(__file__).parents[1], capture_output=True)
+    assert done.returncode == 1
+    assert b"cannot be written: Error while serializing" in done.stderr
+    assert b"Traceback" not in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    assert export(run, "--out", run / "inside") == 1
+    assert "is inside the checkpoint" in capsys.readouterr().err
+    assert export(run, "--out", tmp_path / ("x" * 300)) == 1
+    assert "cannot be written: File name too long" in capsys.readouterr().err
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert export(run, "--out", ".") == 0
+    assert (tmp_path / "here" / "adapter_config.json").is_file()
+
+
+def test_an_output_layer_that_is_the_embedding_cannot_be_merged(tmp_path, capsys):
+    run = checkpoint(tmp_path, lora_target_modules=["q_proj", "lm_head"])
+    assert export(run, "--out", tmp_path / "o", "--merge") == 1
+    assert "lm_head shares its weights with the embedding" in capsys.readouterr().err
 
 
 def test_old_layouts_leave_in_todays(run, tmp_path):

@@ -103,7 +103,12 @@ def test_a_run_without_any_whole_image_stops(folder):
     records = json.loads((folder / "questions.json").read_text())
     (folder / "questions.json").write_text(json.dumps([record for record in records if record["image"]]))
     said = stopped("fit", write_config(folder, data__init_args__prompts_per_batch=2))
-    assert re.search(r"questions-\d and 4 records that could take its place have images that cannot be used; is", said)
+    assert re.match(r"medgrpo: record questions-\d: .* cannot be decoded .* of 4 records that .* none can; is", said)
+
+
+def test_what_a_command_needs_is_named(folder):
+    said = stopped("fit", write_config(folder, data__init_args__train=None))
+    assert said == "medgrpo: fit needs data.train: set it to a question file or a list of them"
 
 
 # ---------------------------------------------------------------------------------------------------------- processes
@@ -207,7 +212,11 @@ def test_all_ranks_stop_together_and_one_of_them_says_why(folder):
     said = [line for line in done.stderr.splitlines() if "medgrpo: " in line]
     assert done.returncode == 1
     assert len(said) == 1, done.stderr
-    assert re.search(r"rank [01]: reward fragile .* for record questions-3, completion", said[0])
+    assert re.match(r"medgrpo: rank [01]: reward fragile .* for record questions-3, completion", said[0]), said
+    # The one file is that of the rank on which the reward raised.
+    [path] = folder.glob("medgrpo_error_*")
+    assert str(path) in done.stderr
+    assert "return [1.0 / (record.id" in path.read_text()
     assert "Traceback (most" not in done.stderr
 
 

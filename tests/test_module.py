@@ -271,6 +271,26 @@ def test_training_on_the_encoding_of_the_rollout_equals_training_on_a_new_one(tu
     assert_same(shared, gradient(module, rollouts))
 
 
+def test_the_reference_runs_a_trainable_tower_once_per_micro_batch():
+    """As the policy does: ranks whose images fall into other micro-batches make the same passes over its shards."""
+    module = make_module(accumulate=2, beta=0.1, policy=tiny_policy(double=True, freeze_vision=False))
+    rollouts = module.collect(batch(), 0)
+    seen = []
+    hook = module.policy.network.model.visual.register_forward_hook(lambda *args: seen.append(1))
+    with torch.no_grad(), module.policy.as_reference():
+        logps = module.reference_logps(rollouts)
+    hook.remove()
+    assert len(seen) == 2
+    assert torch.allclose(logps, rollouts.ref_logps)
+
+
+def test_every_trained_parameter_has_a_gradient_whatever_the_images():
+    """0 where none comes, as where ranks exchange gradients: else an optimizer would do other steps on one device."""
+    module = make_module(policy=tiny_policy(double=True, use_peft=False, freeze_vision=False))
+    module.micro_loss(module.collect(batch((0, 0, 0, 0)), 0), 0, 1).backward()
+    assert all(p.grad is not None for p in module.trained())
+
+
 def test_no_encoding_is_kept_for_a_batch_that_is_cut_or_mostly_skipped():
     assert make_module(accumulate=2).collect(batch(), 0).prefix is None
     assert make_module(max_tokens_per_pass=60).collect(batch(), 0).prefix is None

@@ -8,16 +8,18 @@ import json
 import re
 import sys
 from contextlib import redirect_stderr, redirect_stdout
+from functools import partial
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub
 import pytest
+import torch
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from lightning.pytorch.cli import SaveConfigCallback
+from lightning import Trainer
 from patience import no_hang
 from PIL import Image
 from test_cli import write_config, write_data
@@ -25,13 +27,18 @@ from tiny import tiny_folder
 
 from data_modules import MedicalVQADataModule
 from medgrpo import limits
+from medgrpo.callbacks import ScheduleCheck
 from medgrpo.checkpoint import Checkpoint
+from medgrpo.failures import last_words
+from medgrpo.health import Health
 from medgrpo.module import GRPOModule
+from medgrpo.parameters import ParameterCheck
 from medgrpo.policy import Policy
+from medgrpo.rewards import AccuracyReward, FormatReward
 from medgrpo.trainer_cli import MedGRPOCLI, main
 
 EXAMPLES = settings(
-    max_examples=200,
+    max_examples=240,  # at least 200 different ones
     derandomize=True,
     database=None,
     deadline=None,
@@ -79,12 +86,13 @@ SMALL = ("0", "-1", "True", "False", "x", "2.5")
 """What they get of the numbers and texts."""
 
 
-def options(prefix: str, owner: Any, left_out: tuple[str, ...] = ()) -> list[str]:
-    return [f"{prefix}.{name}" for name in inspect.signature(owner).parameters if name not in left_out]
+def defaults(prefix: str, owner: Any) -> dict[str, Any]:
+    return {f"{prefix}.{name}": parameter.default for name, parameter in inspect.signature(owner).parameters.items()}
 
 
-KEYS = options("model", GRPOModule) + options("model.policy", Policy) + options("data.init_args", MedicalVQADataModule)
-KEYS += options("checkpoint", Checkpoint.__mro__[1])
+DEFAULTS = defaults("model", GRPOModule) | defaults("model.policy", Policy) | defaults("health", Health)
+DEFAULTS |= defaults("data.init_args", MedicalVQADataModule) | defaults("checkpoint", Checkpoint.__mro__[1])
+KEYS = list(DEFAULTS)
 KEYS += [f"trainer.{name}" for name in ("accelerator", "strategy", "devices", "num_nodes", "precision", "logger")]
 KEYS += [f"trainer.{name}" for name in ("callbacks", "max_epochs", "min_steps", "max_time", "limit_train_batches")]
 KEYS += [f"trainer.{name}" for name in ("val_check_interval", "log_every_n_steps", "gradient_clip_val", "plugins")]
@@ -165,8 +173,11 @@ def changed(config: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
 
 
 @EXAMPLES
-@given(key=st.sampled_from(KEYS), value=st.sampled_from(WRONG))
-def test_changed_configurations(base, key, value) -> None:
+@given(data=st.data())
+def test_changed_configurations(base, data) -> None:
+    key = data.draw(st.sampled_from(KEYS))
+    alike = [value for value in WRONG if type(value) is type(DEFAULTS.get(key))]  # the parser takes most of these
+    value = data.draw(st.sampled_from(alike if alike and data.draw(st.booleans()) else WRONG))
     last = key.rpartition(".")[2]
     if last in SIZES and isinstance(value, int | float | str) and str(value) not in SMALL:
         value = 0
@@ -200,19 +211,40 @@ RECORD_WRONG += [
 RECORD_WRONG += [["images/broken.png"], ["images/empty.png"], ["images/wide.png"], ["images/1 0.png"] * 30, ["x\0.png"]]
 
 
-@pytest.fixture
-def unsaved(monkeypatch) -> None:
-    """Without what is the same whatever the records."""
-    monkeypatch.setattr(SaveConfigCallback, "setup", lambda *_, **__: None)
-    for name in ("_save_checkpoint", "_save_last_checkpoint"):
-        monkeypatch.setattr(Checkpoint, name, lambda *_: None)
-    loaded = Policy(tiny_folder())._load_base()
-    monkeypatch.setattr(Policy, "_load_base", lambda _: copy.deepcopy(loaded))
+@pytest.fixture(scope="module")
+def network() -> torch.nn.Module:
+    return Policy(tiny_folder())._load_base()
+
+
+def train(folder: Path, questions: Path) -> str | None:
+    """What the user is told of these questions; the rest of the command is the same whatever they are."""
+    rewards = [AccuracyReward(), FormatReward("think")]
+    policy = Policy(tiny_folder(), max_pixels=6000)
+    adam = partial(torch.optim.AdamW, lr=0.01)
+    module = GRPOModule(policy, rewards, adam, num_generations=3, max_completion_length=2, beta=0.04)
+    data = MedicalVQADataModule(str(questions), image_root=str(folder), prompts_per_batch=4)
+    trainer = Trainer(
+        accelerator="cpu",
+        max_steps=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=folder,
+        callbacks=[ScheduleCheck(), ParameterCheck(), Health()],
+    )
+    try:
+        with no_hang(), redirect_stdout(StringIO()):
+            trainer.fit(module, data)
+    except Exception as error:
+        return last_words(error, "fit")
+    assert trainer.global_step == 1
+    return None
 
 
 @EXAMPLES
 @given(data=st.data())
-def test_changed_records(base, unsaved, data) -> None:
+def test_changed_records(base, network, monkeypatch, data) -> None:
     folder = Path(base["data"]["init_args"]["image_root"])
     (folder / "images/broken.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
     (folder / "images/empty.png").write_bytes(b"")
@@ -234,7 +266,9 @@ def test_changed_records(base, unsaved, data) -> None:
         rows += [rows[index]]
     path = folder / "changed.json"
     path.write_text(json.dumps(rows))
-    said = run(changed(changed(base, "data.init_args.train", str(path)), "data.init_args.val", None))
+    with monkeypatch.context() as patch:
+        patch.setattr(Policy, "_load_base", lambda _: copy.deepcopy(network))
+        said = train(folder, path)
     if said is not None:
         assert not said.startswith("fit stopped"), said
         assert re.search(rf"changed-{index}\b|changed\.json", said), said

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from test_module import batch, make_module
+from test_module import G, batch, make_module
 from tiny import tiny_policy
 
 from medgrpo.parameters import ParameterCheck, frozen_sums
@@ -53,6 +53,7 @@ def test_what_is_cut_off_is_named():
 def test_a_step_that_teaches_nothing_is_waited_out():
     module = make_module(policy=tiny_policy(double=True))
     check = start(module)
+    go_back(module)
     for parameter in module.trained():
         parameter.grad = torch.zeros_like(parameter)
     waiting = set(check.waiting)
@@ -70,6 +71,42 @@ def test_the_vision_tower_may_wait_for_an_image():
     go_back(module)
     check.on_before_optimizer_step(TRAINER, module, None)
     assert not check.waiting
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.1])
+def test_the_vision_tower_may_wait_for_an_image_of_a_group_with_unequal_rewards(beta):
+    module = make_module(policy=tiny_policy(double=True, use_peft=False, freeze_vision=False), beta=beta)
+    check = start(module)
+    module.zero_grad()
+    module.rollouts = module.collect(batch((1, 0, 0, 0)), 0)
+    module.rollouts.advantages[:G] = 0.0
+    module.rollouts.active[0] = beta > 0
+    module.micro_loss(module.rollouts, 0, 1).backward()
+    if beta:  # the reference is the policy still: no gradient but of rounding
+        module.policy.network.model.visual.zero_grad()
+    check.on_before_optimizer_step(TRAINER, module, None)
+    assert check.waiting
+    assert all("visual" in name for name in check.waiting)
+
+
+def test_what_one_rank_alone_sees_is_required_on_all():
+    module = make_module(policy=tiny_policy(double=True, use_peft=False, freeze_vision=False))
+    check = start(module)
+    go_back(module, images=(0, 0, 0, 0))
+    one_image = torch.zeros(69, dtype=torch.int64)
+    one_image[-1] = 1  # that another rank has
+    trainer = SimpleNamespace(strategy=SimpleNamespace(reduce=lambda t, reduce_op: t + one_image), global_step=0)
+    with pytest.raises(SettingsError, match="visual"):
+        check.on_before_optimizer_step(trainer, module, None)
+
+
+def test_a_factor_beside_one_that_is_zero_may_wait():
+    options = {"lora_target_modules": ["q_proj", "embed_tokens"], "perturb_lora": False}
+    module = make_module(policy=tiny_policy(double=True, **options))
+    check = start(module)
+    go_back(module)
+    check.on_before_optimizer_step(TRAINER, module, None)
+    assert sum("lora_embedding_B" in name for name in check.waiting) == 1
 
 
 def test_a_frozen_parameter_that_moved_is_named():

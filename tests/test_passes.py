@@ -52,7 +52,7 @@ def test_sum_of_losses_has_the_value_and_the_gradient_of_the_plain_sum():
     total = sum_of_losses([lambda: x**2, lambda: x * y], [x, y, unused])
     assert total.item() == 10
     (total * 10).backward()
-    assert (x.grad, y.grad, unused.grad) == (70, 20, None)  # 10 * (2 x + y), 10 * x
+    assert (x.grad, y.grad, unused.grad) == (70, 20, 0)  # 10 * (2 x + y), 10 * x
 
 
 def test_sum_of_losses_passes_its_gradient_on_through_leaves():
@@ -66,3 +66,17 @@ def test_sum_of_losses_passes_its_gradient_on_through_leaves():
 def test_a_failing_loss_fails():
     with pytest.raises(ZeroDivisionError):
         sum_of_losses([lambda: 1 / 0], [torch.tensor(1.0, requires_grad=True)])
+
+
+def test_without_losses_all_gradients_are_zero():
+    x = torch.ones(2, requires_grad=True)
+    sum_of_losses([], [x]).backward()
+    assert x.grad.tolist() == [0, 0]
+
+
+def test_gradients_are_handed_over_without_a_copy():
+    x = torch.ones(2, requires_grad=True)
+    total = sum_of_losses([lambda: (x**2).sum()], [x])
+    kept = total.grad_fn.gradients[0].data_ptr()
+    total.backward()
+    assert x.grad.data_ptr() == kept

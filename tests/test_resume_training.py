@@ -15,6 +15,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 import chaos
 
+from data_modules.base import MedicalVQADataModule
 from medgrpo import checkpoint_file
 from medgrpo.module import GRPOModule
 
@@ -69,16 +70,16 @@ def go_on(place: Path, name: str, setting: dict, step: int, peace) -> None:
     assert chaos.difference(chaos.outcome(place / name), peace(setting)) == ""
 
 
-def strike(rank: int, *, method: str, call: int, blow: Callable[[], None], on: int = 0) -> None:
-    """In a forked run: do something in the ``call``-th call of a method of the module, on one rank."""
-    original, calls = getattr(GRPOModule, method), iter(range(1, 10**6))
+def strike(rank: int, *, method: str, call: int, blow: Callable[[], None], on: int = 0, of: type = GRPOModule) -> None:
+    """In a forked run: do something in the ``call``-th call of a method, on one rank."""
+    original, calls = getattr(of, method), iter(range(1, 10**6))
 
     def struck(self, *args, **kwargs):
         if next(calls) == call and rank == on:
             blow()
         return original(self, *args, **kwargs)
 
-    setattr(GRPOModule, method, struck)
+    setattr(of, method, struck)
 
 
 def send(signum: int) -> None:
@@ -119,6 +120,16 @@ def test_two_ranks_stop_together_when_one_is_told_to(place, peace):
     state = torch.load(place / "two/checkpoints/step3.ckpt", weights_only=True)
     assert len({tuple(part["unfinished"]["ids"]) for part in state["grpo"]}) == 2
     go_on(place, "two", TWO, 3, peace)
+
+
+@pytest.mark.parametrize("on", [0, 1])
+def test_one_rank_told_before_training_begins_makes_none_wait(place, on):
+    """Between the Trainer's setting of its handlers and the first hook; Lightning's handler would hang here."""
+    blow = partial(send, signal.SIGTERM)
+    told = partial(strike, of=MedicalVQADataModule, method="train_dataloader", call=1, blow=blow, on=on)
+    name = f"early{on}"
+    assert run(place, name, TWO, before=told) == [143, 0], said(place, name)
+    assert saved(place, name) == [1]
 
 
 def test_rank_0_saves_alone_when_an_error_ends_the_run_between_rollout_batches(place):

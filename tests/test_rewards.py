@@ -150,10 +150,15 @@ def test_one_weight_per_reward(weights):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ([1.0], r"expected 2 values, one per completion, got 1; the first completion is record 1, completion 'first'"),
-        (None, "expected 2 values, one per completion, got None; .*record 1"),
-        (iter([1.0, 1.0]), "expected 2 values, one per completion, got <list_iterator"),
-        ("ab", "expected finite numbers, got 'a' for record 1, completion 'first'"),
+        ([1.0], "expected a list of 2 values, one per completion, got 1; the first completion is record 1, .* 'first'"),
+        (None, "expected a list of 2 values, one per completion, got None; .*record 1"),
+        (iter([1.0, 1.0]), "expected a list of 2 values, one per completion, got <list_iterator"),
+        ("ab", "expected a list of 2 values, one per completion, got 'ab'; "),
+        ({0: 1.0, 1: 1.0}, "expected a list of 2 values, one per completion, got {0: 1.0, 1: 1.0}; "),
+        ({1.0, 0.0}, "expected a list of 2 values, one per completion, got {"),
+        (torch.tensor(1.0), "expected a list of 2 values, one per completion, got 1.0; "),
+        (torch.ones(2, 1), r"expected finite numbers, got \[1.0\] for record 1"),
+        (np.array(1.0), "TypeError: iteration over a 0-d array, for 2 completions together"),
         ([1.0, float("nan")], "expected finite numbers, got nan for record 2, completion 'second'"),
         ([1.0, float("inf")], "expected finite numbers, got inf for record 2, completion 'second'"),
         ([1.0, 1e39], r"expected finite numbers, got 1e\+39 for record 2"),  # more than float32 holds
@@ -170,7 +175,7 @@ def test_a_reward_that_returns_the_wrong_thing_is_named_with_the_sample(values, 
 
 
 def test_numbers_of_other_kinds_are_taken(monkeypatch):
-    for values in ([True, 0], np.array([1.0, 0.0]), (Fraction(1), np.float32(0))):
+    for values in ([True, 0], np.array([1.0, 0.0]), (Fraction(1), np.float32(0)), torch.tensor([1.0, 0.0])):
         monkeypatch.setattr(HalfReward, "__call__", lambda self, completions, records, v=values: v)
         assert score_completions([HalfReward()], None, ["a", "b"], [RECORD] * 2)[0].tolist() == [1, 0]
 
@@ -203,6 +208,42 @@ def test_what_a_reward_raises_is_told_with_the_sample_that_it_raises_on():
     assert isinstance(caught.value.__cause__, ValueError)  # with its own traceback
     with pytest.raises(RewardError, match="KeyError: 'pair', for 2 completions together, for none .*record 1"):
         score_completions([Pairs()], None, ["1", "2"], [RECORD, OTHER])
+
+
+def test_a_reward_keeps_what_it_does_to_its_arguments_to_itself(monkeypatch):
+    def greedy(self, completions, records):
+        completions.clear(), records.clear()
+        return [0.5, 0.5]
+
+    monkeypatch.setattr(HalfReward, "__call__", greedy)
+    texts, records = ["<answer>C</answer>", "<answer>B</answer>"], [RECORD, RECORD]
+    _, parts = score_completions([HalfReward(), AccuracyReward()], None, texts, records)
+    assert parts[:, 1].sum() == 1
+    assert (len(texts), len(records)) == (2, 2)
+
+
+class Unprintable(Exception):
+    def __str__(self):
+        raise RuntimeError("no text")
+
+
+@pytest.mark.parametrize(
+    ("raised", "told"),
+    [
+        (ValueError("a line\n" * 500), "ValueError: a line a line .{370,400} ..., for record 1"),
+        (Unprintable(), "test_rewards.Unprintable: <exception str.. failed>, for record 1"),
+        (SystemExit(0), "SystemExit: 0, for record 1"),
+    ],
+    ids=["long", "unprintable", "exit"],
+)
+def test_whatever_a_reward_raises_is_one_short_line(raised, told, monkeypatch):
+    def fail(self, completions, records):
+        raise raised
+
+    monkeypatch.setattr(HalfReward, "__call__", fail)
+    with pytest.raises(RewardError, match=told) as caught:
+        score_completions([HalfReward()], None, ["1"], [RECORD])
+    assert len(str(caught.value).splitlines()) == 1
 
 
 def test_stopping_a_run_is_no_fault_of_a_reward(monkeypatch):

@@ -10,6 +10,7 @@ from medgrpo.prefix import prepare
 from medgrpo.types import Rollouts, SettingsError
 from medgrpo.unfinished import gathered, of_rank, pack, unpack
 
+OPTIONS = {"num_generations": 4, "beta": 0.1}
 VALUES = {"reward": torch.tensor(0.25), "reward_std": torch.tensor(float("nan"))}
 
 
@@ -23,10 +24,10 @@ def drawn():
 
 def test_a_rollout_batch_is_the_same_again(drawn, tmp_path):
     module, rollouts = drawn
-    torch.save(pack(rollouts, VALUES, 7), tmp_path / "state.pt")
+    torch.save(pack(rollouts, VALUES, 7, OPTIONS), tmp_path / "state.pt")
     state = torch.load(tmp_path / "state.pt", weights_only=True)
     prompts = module.policy(prepare, batch(), module.device, True)
-    again = unpack(state, prompts)
+    again = unpack(state, prompts, OPTIONS)
     assert again.prompts is prompts
     assert again.prefix is None
     assert again.completions.ids.tolist() == rollouts.completions.ids.tolist()
@@ -45,7 +46,7 @@ def test_a_rollout_batch_is_the_same_again(drawn, tmp_path):
 
 def test_what_is_packed_changes_no_more(drawn):
     _, rollouts = drawn
-    state = pack(rollouts, VALUES, 7)
+    state = pack(rollouts, VALUES, 7, OPTIONS)
     before = state["rollouts"]["old_logps"].clone()
     kept = rollouts.old_logps.clone()
     rollouts.old_logps.zero_()
@@ -55,9 +56,16 @@ def test_what_is_packed_changes_no_more(drawn):
 
 def test_other_prompts_are_refused(drawn):
     _, rollouts = drawn
-    state = pack(rollouts, VALUES, 7)
+    state = pack(rollouts, VALUES, 7, OPTIONS)
     with pytest.raises(SettingsError, match="r0, r1, r2, r3, and the training data now has r1, r0"):
-        unpack(state, batch().select([1, 0]))
+        unpack(state, batch().select([1, 0]), OPTIONS)
+
+
+def test_other_options_are_refused(drawn):
+    _, rollouts = drawn
+    state = pack(rollouts, VALUES, 7, OPTIONS)
+    with pytest.raises(SettingsError, match=r"model\.num_generations was 4, is 8: go on"):
+        unpack(state, batch(), OPTIONS | {"num_generations": 8})
 
 
 def test_each_rank_takes_its_own_part():
