@@ -26,7 +26,7 @@ from lightning.pytorch.strategies import (
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel, fully_shard
+from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel, MixedPrecision, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils._pytree import tree_map_only
 
@@ -113,7 +113,8 @@ class FSDP1Strategy(_PlainCheckpoints, FSDPStrategy):
     """
 
     def __init__(self) -> None:
-        super().__init__(sharding_strategy="SHARD_GRAD_OP", state_dict_type="full")
+        # Weights and gradients keep their dtype, as under the other strategies; autocast does the rest.
+        super().__init__(sharding_strategy="SHARD_GRAD_OP", state_dict_type="full", mixed_precision=MixedPrecision())
 
     def setup_environment(self) -> None:
         """Batches go to the module as they are: it casts what it has to."""
