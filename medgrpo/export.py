@@ -61,6 +61,7 @@ def export(checkpoint: Path, out: Path, *, merge: bool, base: str | None, evalua
     config = _run_config(folder)
     made_with = _read_json(folder / MADE_WITH)
     recorded = config.get("model", {}).get("policy", {})
+    recorded = recorded.get("init_args", recorded)  # a class and its arguments, as the command line saves it
     was_quantised = bool(made_with.get("quantize") or recorded.get("quantize"))
     judged = [_evaluation(path, folder) for path in evaluations]
     known = trained_on(folder)

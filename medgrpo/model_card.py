@@ -34,7 +34,7 @@ SETTINGS = ("model.", "trainer.", "data.", "seed_everything")
 """Settings of a run that the card shows begin with one of these."""
 
 HIDDEN = re.compile(
-    r"model\.policy\.(model_name_or_path|adapter)$"
+    r"model\.policy\.(init_args\.)?(model_name_or_path|adapter)$"
     r"|trainer\.(logger|callbacks|default_root_dir|plugins|profiler|enable_|barebones|fast_dev_run|limit_(v|te|p))"
     r"|trainer\.(log_every_n_steps|num_sanity_val_steps|detect_anomaly|overfit_batches|inference_mode|use_distributed)"
     r"|data\.(init_args\.)?(train|val|test|predict|image_root|image_cache|difficulty|num_workers|eval_)"

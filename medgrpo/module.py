@@ -77,7 +77,8 @@ class GRPOModule(PolicyModule):
         num_generations_eval: completions per question in validation, tests and predictions: 1 is greedy, more are
             sampled as in training, and give a majority vote and pass@k.
         max_nonfinite_steps: stop after this many steps in a row without a finite gradient; each is skipped and counted.
-        seed: of the rollouts, together with epoch, batch and rank; of evaluation samples, together with the question.
+        seed: of the rollouts, together with epoch, batch and the place of the prompt in it; of evaluation samples,
+            together with the question.
     """
 
     def __init__(

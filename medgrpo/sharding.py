@@ -48,7 +48,7 @@ class _PlainCheckpoints:
         """Map the file: no rank holds all of it in memory."""
         torch.cuda.empty_cache()
         path = self.broadcast(checkpoint_path)
-        return torch.load(path, map_location="cpu", mmap=True, weights_only=weights_only is not False)
+        return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
 
 
 class FSDP2Strategy(_PlainCheckpoints, ModelParallelStrategy):

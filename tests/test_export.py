@@ -36,7 +36,13 @@ def checkpoint(folder, family="qwen2_vl", **options):
     (saved / "trained_on.json").write_text(json.dumps({"modalities": ["ct"], "datasets": ["SLAKE"], "step": 3}))
     secret = str(folder / "secret.jsonl")
     config = {
-        "model": {"policy": {"model_name_or_path": tiny_folder(family), "lora_r": 16}, "beta": 0.04},
+        "model": {
+            "policy": {
+                "class_path": "medgrpo.policy.Policy",
+                "init_args": {"model_name_or_path": tiny_folder(family), "lora_r": 16},
+            },
+            "beta": 0.04,
+        },
         "data": {"init_args": {"train": secret, "image_root": str(folder), "prompts_per_batch": 4}},
     }
     (folder / "run" / "config.yaml").write_text(yaml.safe_dump(config))
@@ -89,7 +95,7 @@ def test_an_adapter_is_written_anew_with_its_card(run, tmp_path, capsys):
     for part in (
         "Not for clinical use",
         "`SLAKE`",
-        "`model.policy.lora_r` | `16`",
+        "`model.policy.init_args.lora_r` | `16`",
         "Base model: `qwen2_vl`",
         "`transformers`",
     ):
@@ -102,6 +108,9 @@ def test_a_whole_model_and_a_bfloat16_base(tmp_path, capsys):
     saved = checkpoint(tmp_path, use_peft=False)
     assert main([str(saved), "--out", str(tmp_path / "whole")]) == 0
     assert load_file(saved / "model.safetensors").keys() == load_file(tmp_path / "whole/model.safetensors").keys()
+    card = (tmp_path / "whole/README.md").read_text()
+    assert "Base model: `qwen2_vl`" in card
+    assert "model_name_or_path" not in card
     assert main([str(saved), "--out", str(tmp_path / "again"), "--merge"]) == 1
     assert "drop --merge" in capsys.readouterr().err
     half = tmp_path / "half"
